@@ -1,0 +1,124 @@
+"""The arrays everybody passes, and the letters that name their axes.
+
+One letter means one thing in every signature of the project:
+
+    b  batch (rows)              l  level of a semantic ID       n  items of the catalogue
+    t  time (events of a row)    k  codes of a level             u  users
+    d  model width               w  beams                        c  evaluation cases
+    h  heads                     f  feed-forward width           e  events of a log, flat
+    v  text vocabulary
+
+Items are rows of the catalogue, `0 .. n-1`. Padding is never an item number: it is `segment == 0`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float, Int32
+
+PyTree = Any
+"""Any nested structure of arrays."""
+
+SPECIAL_TOKENS = ("PAD", "BOS")
+"""Special tokens in front of every flat vocabulary; PAD is 0, always."""
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """A batch of histories: what happened, oldest first. Batches carry items, never semantic IDs.
+
+    Several histories may share a row (packing); `segment` tells them apart and nothing crosses it.
+    """
+
+    item: Int32[Array, "b t"]
+    """Catalogue row of each event; any value where `segment` is 0."""
+    segment: Int32[Array, "b t"]
+    """Which history of the row the event belongs to: 1, 2, ...; 0 is padding."""
+    position: Int32[Array, "b t"]
+    """Index of the event inside its history, from 0. Does not depend on padding or packing."""
+    time: Int32[Array, "b t"]
+    """Seconds since the first event of the log."""
+    action: Int32[Array, "b t"]
+    """Kind of event (click, order, ...), 0 where a log has one kind only."""
+    weight: Float[Array, "b t"]
+    """Weight of the event *as a target*; 0 means context only."""
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What the step reads about items. Device arguments, so an index may change without new data.
+
+    `features` holds named arrays with one row per item (vectors, categories), for the backbones
+    that ask for them.
+    """
+
+    codes: Int32[Array, "n l"]
+    features: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpace:
+    """The vocabulary of semantic IDs: special tokens first, then one range of tokens per level.
+
+    Hashable, so it is a static argument of `jit`.
+
+    Raises:
+        ValueError: no level, or a level without codes.
+    """
+
+    sizes: tuple[int, ...]
+    """Codes of each level, the extra digit's capacity included when there is one."""
+    has_extra_digit: bool = False
+    """Whether the last level is the digit that tells colliding items apart."""
+    specials: tuple[str, ...] = SPECIAL_TOKENS
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(
+                f"TokenSpace needs at least one level of at least one code, got sizes={self.sizes}."
+            )
+
+    @property
+    def levels(self) -> int:
+        """Number of levels, the extra digit included."""
+        return len(self.sizes)
+
+    @property
+    def semantic_levels(self) -> int:
+        """Number of levels that come from the quantizer."""
+        return self.levels - int(self.has_extra_digit)
+
+    @property
+    def width(self) -> int:
+        """Codes of the widest level: the last axis of every logits array."""
+        return max(self.sizes)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """First token of each level in the flat vocabulary."""
+        ends = [len(self.specials)]
+        for size in self.sizes:
+            ends.append(ends[-1] + size)
+        return tuple(ends[:-1])
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, special tokens included."""
+        return len(self.specials) + sum(self.sizes)
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """An answer: items from best to worst. Where `valid` is False there was no item left to give
+    (then `items` is -1 and `scores` is -inf)."""
+
+    items: Int32[Array, "b k"]
+    scores: Float[Array, "b k"]
+    valid: Bool[Array, "b k"]
