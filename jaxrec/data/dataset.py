@@ -1,0 +1,356 @@
+"""The canonical dataset folder: one layout that every reader writes and everything else reads.
+
+    interactions.parquet   user, item: text; timestamp: whole seconds (int64);
+                           optional event, page: text; position: int64; value: float64
+    items.parquet          item: text; any text or feature columns
+    dataset.json           schema version, name, counts, source, licence, SHA-256, unit of time
+
+A folder is written whole or not at all, and is checked when it is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxrec.files import file_hash, publish, read_json, write_json
+
+SCHEMA_VERSION = 1
+INTERACTIONS = "interactions.parquet"
+ITEMS = "items.parquet"
+MANIFEST = "dataset.json"
+TIME_UNITS = ("s", "order")
+"""`s`: Unix seconds. `order`: the log has no clock; times are 0, 1, 2, ... for each user."""
+
+REQUIRED = {"user": "String", "item": "String", "timestamp": "Int64"}
+OPTIONAL = {"event": "String", "page": "String", "position": "Int64", "value": "Float64"}
+
+Frame = Any
+"""A `polars.DataFrame`, or a mapping of columns that makes one. polars loads lazily, hence Any."""
+
+
+class DataError(ValueError):
+    """A log or a dataset folder that cannot be used. The message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFolder:
+    """A dataset folder that was opened by `read_dataset` or made by `write_dataset`."""
+
+    path: str
+    """The folder."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The content of dataset.json."""
+        return read_json(Path(self.path) / MANIFEST)
+
+    def interactions(self, columns: Sequence[str] | None = None) -> Frame:
+        """The log as a polars frame; all columns unless some are named."""
+        import polars as pl
+
+        return pl.read_parquet(Path(self.path) / INTERACTIONS, columns=_as_list(columns))
+
+    def items(self, columns: Sequence[str] | None = None) -> Frame:
+        """The items as a polars frame; all columns unless some are named."""
+        import polars as pl
+
+        return pl.read_parquet(Path(self.path) / ITEMS, columns=_as_list(columns))
+
+
+def write_dataset(
+    folder: str | os.PathLike[str],
+    interactions: Frame,
+    items: Frame,
+    *,
+    name: str,
+    source: str,
+    licence: str,
+    time_unit: str = "s",
+    history_events: Sequence[str] = (),
+) -> DatasetFolder:
+    """Writes a dataset folder, whole or not at all; a folder that is there is replaced.
+
+    Args:
+        folder: the folder to make.
+        interactions: the log, in its own order: a polars frame or a mapping of columns.
+        items: one row per item; its order is the order of catalogue rows.
+        name: short name of the data set.
+        source: where it comes from.
+        licence: under what terms it may be used.
+        time_unit: `s` for seconds, `order` where the log has only an order.
+        history_events: values of `event` that belong to a history; empty means all. A log of
+            pages also holds exposures, which are not a user's doing.
+
+    Raises:
+        DataError: the tables break the schema; nothing is written.
+    """
+    import polars as pl
+
+    if time_unit not in TIME_UNITS:
+        raise DataError(f"time_unit {time_unit!r} is not one of {', '.join(TIME_UNITS)}.")
+    interactions = _with_schema(pl.DataFrame(interactions), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
+    items = _with_schema(pl.DataFrame(items), {"item": "String"}, ITEMS)
+    check_tables(interactions, items)
+    _check_history_events(interactions, history_events)
+
+    def fill(temporary: Path) -> None:
+        interactions.write_parquet(temporary / INTERACTIONS)
+        items.write_parquet(temporary / ITEMS)
+        write_json(
+            temporary / MANIFEST,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "name": name,
+                "source": source,
+                "licence": licence,
+                "time_unit": time_unit,
+                "history_events": list(history_events),
+                "counts": _counts(interactions, items),
+                "sha256": {each: file_hash(temporary / each) for each in (INTERACTIONS, ITEMS)},
+            },
+        )
+
+    publish(Path(folder), fill)
+    return DatasetFolder(str(folder))
+
+
+def read_dataset(folder: str | os.PathLike[str], *, verify: bool = True) -> DatasetFolder:
+    """Opens a dataset folder.
+
+    Args:
+        folder: the folder.
+        verify: compare checksums and check every row; False checks the manifest and file names.
+
+    Raises:
+        DataError: something is missing, was changed, or breaks the schema.
+    """
+    path = Path(folder)
+    for name in (MANIFEST, INTERACTIONS, ITEMS):
+        if not (path / name).is_file():
+            raise DataError(
+                f"{path} is not a dataset folder: {name} is missing. Make it with "
+                "`write_dataset`, or with the reader of the log's format."
+            )
+    dataset = DatasetFolder(str(path))
+    manifest = _read_manifest(path)
+    if verify:
+        for name, expected in manifest["sha256"].items():
+            if file_hash(path / name) != expected:
+                raise DataError(
+                    f"{path / name} is not the file that {MANIFEST} describes (its SHA-256 "
+                    "differs): it was changed or truncated. Write the dataset folder again."
+                )
+        interactions, items = dataset.interactions(), dataset.items()
+        _check_columns(interactions, {**REQUIRED, **OPTIONAL}, INTERACTIONS)
+        _check_columns(items, {"item": "String"}, ITEMS)
+        check_tables(interactions, items)
+        if (found := _counts(interactions, items)) != manifest["counts"]:
+            raise DataError(
+                f"{path} holds {found}, but {MANIFEST} says {manifest['counts']}. "
+                "Write the dataset folder again."
+            )
+    return dataset
+
+
+def check_tables(interactions: Frame, items: Frame) -> None:
+    """Checks the rows of both tables.
+
+    Raises:
+        DataError: no interactions, an empty cell, a negative time, an item that occurs twice in
+            the items or is missing there.
+    """
+    if interactions.height == 0:
+        raise DataError("the log is empty: there is not one interaction. Check the reader's path.")
+    for frame, name, columns in (
+        (interactions, INTERACTIONS, REQUIRED),
+        (items, ITEMS, {"item": "String"}),
+    ):
+        for column in columns:
+            if missing := frame[column].null_count():
+                raise DataError(
+                    f"{name}: {missing} row(s) have no {column!r}. Drop or fill them first."
+                )
+    if (earliest := interactions["timestamp"].min()) < 0:
+        raise DataError(
+            f"{INTERACTIONS}: the earliest timestamp is {earliest}; times are seconds from 0 on. "
+            "Shift the times, or drop those rows."
+        )
+    doubled = items["item"].filter(items["item"].is_duplicated())
+    if len(doubled):
+        raise DataError(
+            f"{ITEMS}: {doubled.n_unique()} item id(s) occur more than once, for example "
+            f"{_examples(doubled)}. Keep one row per item."
+        )
+    known = items["item"].implode()
+    unknown = interactions["item"].unique(maintain_order=True)
+    unknown = unknown.filter(~unknown.is_in(known))
+    if len(unknown):
+        raise DataError(
+            f"{len(unknown)} item(s) of the log are not in {ITEMS}, for example "
+            f"{_examples(unknown)}. Add them there (a row with the id is enough), or drop their "
+            "interactions."
+        )
+
+
+def item_table(
+    folder: str | os.PathLike[str] | DatasetFolder,
+    item_ids: Sequence[str] | Any,
+    columns: Sequence[str] | None = None,
+) -> dict[str, list[str]]:
+    """Columns of the items as text, in the order asked for: what text encoders read.
+
+    Lists are joined (`a, b`; nested lists `a > b; c > d`), missing values are empty texts.
+
+    Args:
+        folder: the dataset folder.
+        item_ids: item ids in the wanted order, usually `Histories.items`.
+        columns: columns to give; all by default. `item` is always there.
+
+    Raises:
+        DataError: an unknown item id or column.
+    """
+    import polars as pl
+
+    dataset = folder if isinstance(folder, DatasetFolder) else DatasetFolder(str(folder))
+    items = dataset.items()
+    wanted = [name for name in (columns or items.columns) if name != "item"]
+    if unknown := [name for name in wanted if name not in items.columns]:
+        raise DataError(
+            f"the items have no column {', '.join(map(repr, unknown))}; they have "
+            f"{', '.join(map(repr, items.columns))}."
+        )
+    order = pl.DataFrame({"item": [str(each) for each in item_ids]}, schema={"item": pl.String})
+    found = order.join(
+        items.with_columns(pl.lit(True).alias("\0found")),
+        on="item",
+        how="left",
+        maintain_order="left",
+    )
+    missing = found.filter(pl.col("\0found").is_null())["item"]
+    if len(missing):
+        raise DataError(f"{ITEMS} does not have {len(missing)} item(s): {_examples(missing)}.")
+    table = {"item": found["item"].to_list()}
+    for name in wanted:
+        table[name] = [as_text(value) for value in found[name].to_list()]
+    return table
+
+
+def titles(
+    folder: str | os.PathLike[str] | DatasetFolder, item_ids: Sequence[str] | Any
+) -> list[str]:
+    """What to call items in front of people: the column `title`, or the id where it has none."""
+    dataset = folder if isinstance(folder, DatasetFolder) else DatasetFolder(str(folder))
+    has_title = "title" in dataset.items().columns
+    table = item_table(dataset, item_ids, ("title",) if has_title else ("item",))
+    return [title or item for title, item in zip(table.get("title", table["item"]), table["item"])]
+
+
+def as_text(value: Any) -> str:
+    """One value as a line of text.
+
+    >>> as_text([["Beauty", "Nails"], ["Gifts"]])
+    'Beauty > Nails; Gifts'
+    >>> as_text(["Action", "War"]), as_text(None), as_text(1995.0)
+    ('Action, War', '', '1995')
+    """
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {as_text(each)}" for key, each in value.items() if each)
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(each, list | tuple) for each in value)
+        parts = [
+            " > ".join(map(as_text, each)) if isinstance(each, list | tuple) else as_text(each)
+            for each in value
+        ]
+        return ("; " if nested else ", ").join(part for part in parts if part)
+    return str(value)
+
+
+def _with_schema(frame: Frame, types: Mapping[str, str], name: str) -> Frame:
+    """Casts numbers to the schema's width (int32 -> int64); texts must be texts already."""
+    import polars as pl
+
+    casts = []
+    for column, expected in types.items():
+        if column not in frame.columns or str(frame.schema[column]) == expected:
+            continue
+        given = frame.schema[column]
+        if (expected == "Int64" and given.is_integer()) or (
+            expected == "Float64" and given.is_numeric()
+        ):
+            casts.append(pl.col(column).cast(getattr(pl, expected)))
+    frame = frame.with_columns(casts)
+    _check_columns(frame, types, name)
+    return frame
+
+
+def _check_columns(frame: Frame, types: Mapping[str, str], name: str) -> None:
+    for column, expected in types.items():
+        if column not in frame.columns:
+            if column in OPTIONAL:
+                continue
+            raise DataError(
+                f"{name} has no column {column!r}; it has "
+                f"{', '.join(map(repr, frame.columns)) or 'none'}. Rename or add the column."
+            )
+        if (given := str(frame.schema[column])) != expected:
+            raise DataError(
+                f"{name}: column {column!r} is {given}, and must be {expected}. Cast it first "
+                "(ids are texts, times are whole seconds)."
+            )
+
+
+def _check_history_events(interactions: Frame, history_events: Sequence[str]) -> None:
+    if not history_events:
+        return
+    found = set(interactions["event"].unique()) if "event" in interactions.columns else set()
+    if not set(history_events) & found:
+        raise DataError(
+            f"history_events {tuple(history_events)} name no event of the log, which has "
+            f"{sorted(map(str, found)) or 'no column event'}. Name events of the log."
+        )
+
+
+def _counts(interactions: Frame, items: Frame) -> dict[str, int]:
+    return {
+        "interactions": interactions.height,
+        "users": interactions["user"].n_unique(),
+        "items": items.height,
+    }
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json(path / MANIFEST)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    needed = ("schema_version", "name", "counts", "sha256", "time_unit")
+    missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise DataError(f"{path / MANIFEST} lacks {', '.join(missing)}. Write the folder again.")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise DataError(
+            f"{path / MANIFEST} has schema version {manifest['schema_version']}; this jaxrec "
+            f"reads version {SCHEMA_VERSION}. Write the folder again with this version."
+        )
+    if set(manifest["sha256"]) != {INTERACTIONS, ITEMS}:
+        raise DataError(f"{path / MANIFEST}: sha256 must name {INTERACTIONS} and {ITEMS}.")
+    return manifest
+
+
+def _examples(values: Any, count: int = 3) -> str:
+    return ", ".join(map(repr, values.unique(maintain_order=True).head(count).to_list()))
+
+
+def _as_list(columns: Sequence[str] | None) -> list[str] | None:
+    return None if columns is None else list(columns)
