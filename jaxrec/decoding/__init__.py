@@ -1,0 +1,22 @@
+"""Decoding: from a model's step function and a catalogue to ranked items."""
+
+from jaxrec.decoding.beam import BeamSearch, beam_search
+from jaxrec.decoding.catalogue import Catalogue, build_catalogue
+from jaxrec.decoding.exact import ExactScoring, exact_scores, leaf_scores
+from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
+from jaxrec.decoding.interface import Mask, StepFunctions
+
+__all__ = [
+    "BeamSearch",
+    "Catalogue",
+    "ExactScoring",
+    "Filters",
+    "Mask",
+    "PreparedFilters",
+    "StepFunctions",
+    "beam_search",
+    "build_catalogue",
+    "exact_scores",
+    "leaf_scores",
+    "prepare_filters",
+]

@@ -1,0 +1,244 @@
+"""Beam search against exhaustive enumeration and against a search with Python lists."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import (
+    QUICK,
+    TableModel,
+    check_ranked,
+    decode,
+    example,
+    random_codes,
+    ranked_reference,
+    reference_beam,
+    reference_scores,
+    roomy,
+)
+
+from jaxrec.decoding import BeamSearch, ExactScoring, StepFunctions, beam_search, build_catalogue
+from jaxrec.decoding.beam import _first_scanned, beam_widths
+from jaxrec.decoding.interface import check_mask
+from jaxrec.parallel import MeshShape, make_mesh, replicated, rows_sharding
+from jaxrec.types import Ranked, TokenSpace
+
+MASKS = ("after_softmax", "before_softmax")
+ROWS = (3, 17, 1234567)
+
+
+def everything(codes):
+    return set(range(len(codes)))
+
+
+def assert_equal(one, two, tolerance=0.0):
+    np.testing.assert_array_equal(one.items, two.items)
+    np.testing.assert_array_equal(one.valid, two.valid)
+    np.testing.assert_allclose(one.scores, two.scores, rtol=0, atol=tolerance)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    case=st.sampled_from([((3, 5), 1), ((2, 3, 1, 4), 25)]),
+    shape=st.sampled_from(["uniform", "chain", "skewed", "full"]),
+    mask=st.sampled_from(MASKS),
+    seed=st.integers(0, 10**6),
+)
+def test_wide_beams_equal_exhaustive_search(case, shape, mask, seed):
+    (sizes, items), rng = case, np.random.default_rng(seed)
+    codes = random_codes(rng, sizes, items, shape)
+    order = rng.integers(0, 3, items)
+    model = TableModel(TokenSpace(sizes))
+    catalogue = roomy(codes, model.space, order)
+    k = items + 3  # more than there are
+    ranked = decode(BeamSearch(300, k, mask), model, ROWS[:2], catalogue)
+    for row in range(2):
+        scores = reference_scores(model, ROWS[row], codes, everything(codes), mask)
+        check_ranked(ranked, row, ranked_reference(scores, codes, order), k)
+        if mask == "before_softmax":
+            leaves = {tuple(codes[i]): score for i, score in scores.items()}
+            assert np.exp(list(leaves.values())).sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "items", "shape"),
+    [((4,), 6, "uniform"), ((3, 3, 3), 30, "chain"), ((2, 3, 1, 4), 40, "full")],
+)
+def test_wide_beams_without_room_to_grow(sizes, items, shape):
+    codes = random_codes(np.random.default_rng(0), sizes, items, shape)
+    model = TableModel(TokenSpace(sizes))
+    catalogue = build_catalogue(codes, model.space)
+    ranked = decode(BeamSearch(300, 50), model, ROWS[:1], catalogue)
+    scores = reference_scores(model, ROWS[0], codes, everything(codes), "after_softmax")
+    check_ranked(ranked, 0, ranked_reference(scores, codes), 50)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.sampled_from([2, 9]),
+    shape=st.sampled_from(["uniform", "chain", "skewed"]),
+    mask=st.sampled_from(MASKS),
+    seed=st.integers(0, 10**6),
+)
+def test_narrow_beams_equal_a_search_with_lists(width, shape, mask, seed):
+    sizes = (5, 4, 3, 4)
+    codes = random_codes(np.random.default_rng(seed), sizes, 60, shape)
+    model = TableModel(TokenSpace(sizes))
+    catalogue = roomy(codes, model.space)
+    ranked = decode(BeamSearch(width, 12, mask), model, ROWS[:2], catalogue)
+    for row in range(2):
+        expected = reference_beam(model, ROWS[row], codes, everything(codes), mask, width)
+        check_ranked(ranked, row, expected, 12)
+
+
+def test_one_beam_is_greedy():
+    catalogue, codes, model = example(items=200)
+    ranked = decode(BeamSearch(1, 1), model, ROWS, catalogue)
+    for row, history in enumerate(ROWS):
+        prefix: tuple[int, ...] = ()
+        for depth in range(4):
+            legal = {int(c[depth]) for c in codes if tuple(c[:depth]) == prefix}
+            logits = model.logits(history, prefix)
+            prefix = (*prefix, max(legal, key=lambda code: logits[code]))
+        assert tuple(codes[int(ranked.items[row, 0])]) == prefix
+
+
+def test_scores_are_teacher_forced_log_probabilities():
+    catalogue, codes, model = example(items=200)
+    ranked = decode(BeamSearch(7, 10), model, ROWS, catalogue)
+    for row, history in enumerate(ROWS):
+        for item, score in zip(ranked.items[row].tolist(), ranked.scores[row].tolist()):
+            total = 0.0
+            for depth, code in enumerate(codes[item]):
+                logits = model.logits(history, tuple(codes[item, :depth].tolist()))
+                total += logits[code] - np.log(np.exp(logits).sum())
+            assert score == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("width", [1, 6])
+def test_scan_equals_unrolled(mask, width):
+    catalogue, _, model = example(1, sizes=(4, 3, 4, 2, 3, 3), items=120)
+    widths = beam_widths(catalogue, width)
+    assert _first_scanned(widths) < 6, "nothing would be scanned"
+
+    def unrolled(functions, catalogue, filters):
+        return beam_search(functions, catalogue, filters, width=width, k=20, mask=mask, unroll=True)
+
+    scanned = decode(BeamSearch(width, 20, mask), model, ROWS, catalogue)
+    assert_equal(scanned, decode(unrolled, model, ROWS, catalogue), 1e-6)
+
+
+def test_where_the_scan_begins():
+    assert _first_scanned((1, 50, 50, 50, 50)) == 2
+    assert _first_scanned((1, 5, 50, 50, 50)) == 3
+    assert _first_scanned((1, 5, 20, 50)) == 3  # no level keeps its width: all unrolled
+    assert _first_scanned((1, 3)) == 1
+    assert _first_scanned((1, 1, 1)) == 2
+
+
+def test_batch_equals_one_by_one():
+    catalogue, _, model = example(items=200)
+    decoder = BeamSearch(6, 8)
+    batch = decode(decoder, model, ROWS, catalogue)
+    alone = [decode(decoder, model, (history,), catalogue) for history in ROWS]
+    assert_equal(batch, jax.tree.map(lambda *rows: jnp.concatenate(rows), *alone), 1e-6)
+
+
+def test_jit_equals_eager():
+    catalogue, _, model = example(sizes=(3, 4))
+    eager = BeamSearch(5, 8)(model.functions(model.prefill(ROWS)), catalogue)
+    assert_equal(decode(BeamSearch(5, 8), model, ROWS, catalogue), eager, 1e-6)
+
+
+def test_sharded_batch_equals_one_device():
+    catalogue, _, model = example(items=200)
+    decoder, rows = BeamSearch(6, 8), np.arange(16)
+    expected = decode(decoder, model, rows, catalogue)
+    mesh = make_mesh(MeshShape(data=8))
+    cache = jax.device_put(model.prefill(rows), rows_sharding(mesh))
+    arrays, tree = jax.tree.flatten(jax.device_put(catalogue, replicated(mesh)))
+
+    def run(cache, arrays):
+        return jax.tree.leaves(decoder(model.functions(cache), jax.tree.unflatten(tree, arrays)))
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(run).lower(cache, arrays).compile(QUICK)
+        items, scores, valid = program(cache, arrays)
+    assert_equal(expected, Ranked(items, scores, valid), 1e-6)
+    assert items.sharding.is_equivalent_to(rows_sharding(mesh), 2)
+    for collective in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
+        assert collective not in program.as_text()
+
+
+def test_equal_scores_go_to_the_lowest_id():
+    space = TokenSpace((3, 3, 3))
+    codes = random_codes(np.random.default_rng(5), space.sizes, 27, "full")
+    catalogue = build_catalogue(codes, space)
+
+    flat = TableModel(space, 0.0)  # all logits are equal
+    for decoder in (BeamSearch(27, 27), BeamSearch(50, 27, "before_softmax"), ExactScoring(27)):
+        ranked = decode(decoder, flat, ROWS[:2], catalogue)
+        np.testing.assert_array_equal(ranked.items, [list(range(27))] * 2)
+    # Selection goes by lowest (beam, code), so to the first IDs in sorted order.
+    ranked = decode(BeamSearch(4, 4), flat, ROWS[:2], catalogue)
+    assert sorted(map(tuple, codes[np.asarray(ranked.items[0])].tolist())) == [
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 0, 2),
+        (0, 1, 0),
+    ]
+    assert ranked.items[0].tolist() == sorted(ranked.items[0].tolist())
+
+
+def test_groups_share_a_score_and_follow_catalogue_order():
+    codes = np.array([[0, 1], [1, 0], [0, 1], [0, 1], [1, 1]])
+    space = TokenSpace((2, 2))
+    catalogue = build_catalogue(codes, space, np.array([3, 0, 1, 2, 0]))
+    for decoder in (BeamSearch(4, 7), ExactScoring(7)):
+        ranked = decode(decoder, TableModel(space), ROWS[:1], catalogue)
+        items, scores = ranked.items[0].tolist(), ranked.scores[0]
+        assert sorted(items[:5]) == [0, 1, 2, 3, 4]
+        assert items[5:] == [-1, -1]
+        at = items.index(2)
+        assert items[at : at + 3] == [2, 3, 0]
+        assert scores[at] == scores[at + 1] == scores[at + 2]
+    cut = decode(BeamSearch(4, at + 2), TableModel(space), ROWS[:1], catalogue)
+    assert cut.items[0].tolist() == items[: at + 2]
+
+
+def test_an_item_without_probability_is_still_an_item():
+    codes = np.array([[0, 0], [0, 1], [1, 0]])
+    catalogue = build_catalogue(codes, TokenSpace((2, 2)))
+
+    def step(cache, codes, parents, level):
+        return jnp.broadcast_to(jnp.array([0.0, -jnp.inf]), (*codes.shape, 2)), cache
+
+    for decoder in (BeamSearch(3, 4), ExactScoring(4)):
+        ranked = jax.jit(lambda cat, run=decoder: run(StepFunctions((), step, 1), cat))(catalogue)
+        assert ranked.items.tolist() == [[0, 1, 2, -1]]
+        assert ranked.valid.tolist() == [[True, True, True, False]]
+        assert np.isfinite(ranked.scores[0, :3]).all()
+        assert ranked.scores[0, 0] == 0
+
+
+def test_codes_beyond_a_level_have_no_mass():
+    space = TokenSpace((4, 2))
+    catalogue = build_catalogue(np.array([[0, 0], [0, 1], [3, 1]]), space)
+    ranked = decode(BeamSearch(10, 3), TableModel(space, 0.0), (1,), catalogue)  # flat logits
+    np.testing.assert_allclose(ranked.scores[0], [np.log(1 / 8)] * 3, atol=1e-6)
+
+
+def test_bad_arguments_name_the_cure():
+    catalogue, _, _ = example()
+    with pytest.raises(ValueError, match="width=0"):
+        BeamSearch(width=0)
+    with pytest.raises(ValueError, match="k=0"):
+        BeamSearch(k=0)
+    with pytest.raises(ValueError, match="choose one of after_softmax, before_softmax"):
+        check_mask("none")
+    for decoder in (BeamSearch(2, 2), ExactScoring(2)):
+        with pytest.raises(ValueError, match="same token space"):
+            decode(decoder, TableModel(TokenSpace((9, 4, 3, 4))), ROWS, catalogue)

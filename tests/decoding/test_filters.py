@@ -1,0 +1,194 @@
+"""Filtered decoding equals filtering the exhaustive list."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import (
+    QUICK,
+    TableModel,
+    check_ranked,
+    decode,
+    example,
+    random_codes,
+    ranked_reference,
+    reference_beam,
+    reference_scores,
+    roomy,
+)
+
+from jaxrec.decoding import (
+    BeamSearch,
+    ExactScoring,
+    Filters,
+    build_catalogue,
+    exact_scores,
+    prepare_filters,
+)
+from jaxrec.decoding.filters import live_before, live_children, live_leaves
+from jaxrec.types import TokenSpace
+
+ROWS = (3, 17)
+
+
+def random_filters(rng, items: int, kind: str) -> tuple[Filters, list[set[int]]]:
+    """Filters and the items that each of two requests may get. Both parts are always there."""
+    allowed, denied = np.ones(items, bool), np.full((2, 2 * items), -1)
+    if kind in ("allowed", "both"):
+        allowed = rng.random(items) < rng.choice([0.0, 0.2, 0.7])
+    if kind in ("denied", "both"):
+        denied = rng.integers(-1, items + 2, denied.shape)  # with repetitions and unknown items
+        denied = np.where(rng.random(denied.shape) < rng.choice([0.1, 0.9]), denied, -1)
+    live = [{i for i in range(items) if allowed[i] and i not in denied[row]} for row in range(2)]
+    return Filters(jnp.asarray(allowed), jnp.asarray(denied, jnp.int32)), live
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    case=st.sampled_from([((3, 5), 1), ((2, 3, 1, 4), 24)]),
+    shape=st.sampled_from(["uniform", "chain", "skewed", "full"]),
+    kind=st.sampled_from(["allowed", "denied", "both"]),
+    mask=st.sampled_from(["after_softmax", "before_softmax"]),
+    decoder=st.sampled_from(["beam", "exact"]),
+    seed=st.integers(0, 10**6),
+)
+def test_filtered_equals_the_filtered_list(case, shape, kind, mask, decoder, seed):
+    (sizes, items), rng = case, np.random.default_rng(seed)
+    codes = random_codes(rng, sizes, items, shape)
+    order = rng.integers(0, 3, items)
+    model = TableModel(TokenSpace(sizes))
+    catalogue = roomy(codes, model.space, order)
+    filters, live = random_filters(rng, items, kind)
+    run = BeamSearch(200, items, mask) if decoder == "beam" else ExactScoring(items, 2, mask)
+    ranked = decode(run, model, ROWS, catalogue, filters)
+    for row in range(2):
+        scores = reference_scores(model, ROWS[row], codes, live[row], mask)
+        check_ranked(ranked, row, ranked_reference(scores, codes, order), items)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["allowed", "denied", "both"]),
+    mask=st.sampled_from(["after_softmax", "before_softmax"]),
+    width=st.sampled_from([1, 8]),
+    seed=st.integers(0, 10**6),
+)
+def test_narrow_filtered_beams_meet_no_dead_end(kind, mask, width, seed):
+    sizes = (5, 4, 3, 4)
+    codes = random_codes(np.random.default_rng(seed), sizes, 60, "uniform")
+    model = TableModel(TokenSpace(sizes))
+    filters, live = random_filters(np.random.default_rng(seed), 60, kind)
+    catalogue = roomy(codes, model.space)
+    ranked = decode(BeamSearch(width, 10, mask), model, ROWS, catalogue, filters)
+    for row in range(2):
+        expected = reference_beam(model, ROWS[row], codes, live[row], mask, width)
+        check_ranked(ranked, row, expected, 10)
+        if live[row]:  # a beam that ran into a dead end would have left nothing
+            assert bool(ranked.valid[row, 0])
+
+
+@pytest.mark.parametrize("kind", ["allowed", "denied"])
+def test_one_part_alone(kind):
+    catalogue, codes, model = example(items=40)
+    both, live = random_filters(np.random.default_rng(1), 40, kind)
+    filters = Filters(both.allowed, None) if kind == "allowed" else Filters(None, both.denied)
+    for decoder in (BeamSearch(200, 40), ExactScoring(40, 4)):
+        ranked = decode(decoder, model, ROWS, catalogue, filters)
+        for row in range(2):
+            scores = reference_scores(model, ROWS[row], codes, live[row], "after_softmax")
+            check_ranked(ranked, row, ranked_reference(scores, codes), 40)
+
+
+prepare = jax.jit(prepare_filters, static_argnums=2, compiler_options=QUICK)
+count_before = jax.jit(live_before, compiler_options=QUICK)
+find_children = jax.jit(live_children, compiler_options=QUICK)
+find_leaves = jax.jit(live_leaves, static_argnums=2, compiler_options=QUICK)
+
+
+@settings(max_examples=30, deadline=None)
+@given(kind=st.sampled_from(["allowed", "denied", "both"]), seed=st.integers(0, 10**6))
+def test_live_counts_against_counting(kind, seed):
+    space = TokenSpace((3, 4, 2))
+    codes = random_codes(np.random.default_rng(seed), space.sizes, 30, "skewed")
+    catalogue = roomy(codes, space)
+    filters, live = random_filters(np.random.default_rng(seed), 30, kind)
+    prepared = prepare(catalogue, filters, 2)
+    item = np.asarray(catalogue.item)
+    alive = np.array([[int(i) in live[row] for i in item] for row in range(2)])
+    rows = jnp.broadcast_to(jnp.arange(31, dtype=jnp.int32), (2, 31))
+    expected = np.concatenate([np.zeros((2, 1)), alive.cumsum(axis=1)], axis=1)
+    np.testing.assert_array_equal(count_before(prepared, rows), expected)
+    start, stop = np.asarray(catalogue.start), np.asarray(catalogue.stop)
+    for level in range(3):
+        first = catalogue.offset(level)
+        node = jnp.arange(first, first + catalogue.nodes[level], dtype=jnp.int32)
+        plain = np.asarray(catalogue.child)[np.asarray(node)]
+        found = find_children(catalogue, prepared, jnp.stack([node, node]), level)
+        for row in range(2):
+            has = expected[row, stop[plain]] > expected[row, start[plain]]
+            np.testing.assert_array_equal(found[row], np.where((plain >= 0) & has, plain, -1))
+    leaves = slice(catalogue.offset(3), None)
+    has = expected[:, stop[leaves]] > expected[:, start[leaves]]
+    np.testing.assert_array_equal(find_leaves(catalogue, prepared, 2), has)
+
+
+def test_denied_and_disallowed_is_counted_once():
+    codes = np.array([[0, 0], [0, 0], [0, 1]])
+    catalogue = build_catalogue(codes, TokenSpace((2, 2)))
+    filters = Filters(jnp.array([False, True, True]), jnp.array([[0, 0, -1, 7]], jnp.int32))
+    prepared = prepare(catalogue, filters, 1)
+    assert count_before(prepared, jnp.arange(4)[None]).tolist() == [[0, 0, 1, 2]]
+    ranked = decode(BeamSearch(5, 3), TableModel(TokenSpace((2, 2))), (1,), catalogue, filters)
+    assert sorted(ranked.items[0].tolist()) == [-1, 1, 2]
+
+
+def test_swapping_a_mask_does_not_recompile_and_prepared_filters_serve():
+    catalogue, codes, model = example()
+    traces = []
+
+    @jax.jit
+    def run(cache, filters):
+        traces.append(1)
+        return BeamSearch(8, 10)(model.functions(cache), catalogue, filters)
+
+    cache = model.prefill(ROWS)
+    for seed in range(3):
+        allowed = jnp.asarray(np.random.default_rng(seed).random(len(codes)) < 0.5)
+        items = run(cache, Filters(allowed)).items
+        assert np.asarray(allowed)[np.asarray(items)[np.asarray(items) >= 0]].all()
+    assert len(traces) == 1
+    prepared = prepare_filters(catalogue, Filters(allowed), 2)
+    np.testing.assert_array_equal(run(cache, prepared).items, items)
+
+
+def test_nothing_allowed_gives_nothing():
+    catalogue, codes, model = example()
+    everyone = jnp.tile(jnp.arange(len(codes), dtype=jnp.int32), (2, 1))
+    for filters in (
+        Filters(jnp.zeros(len(codes), bool), jnp.full_like(everyone, -1)),
+        Filters(jnp.ones(len(codes), bool), everyone),
+    ):
+        for decoder in (BeamSearch(4, 5, "before_softmax"), ExactScoring(5, 3)):
+            ranked = decode(decoder, model, ROWS, catalogue, filters)
+            assert not ranked.valid.any()
+            assert (ranked.items == -1).all()
+            assert (ranked.scores == -jnp.inf).all()
+        assert (decode(exact_scores, model, ROWS, catalogue, filters) == -jnp.inf).all()
+
+
+def test_an_empty_deny_list_changes_nothing():
+    catalogue, _, model = example()
+    plain = decode(BeamSearch(4, 5), model, ROWS, catalogue)
+    for denied in (jnp.zeros((2, 0), jnp.int32), jnp.full((2, 3), -1)):
+        ranked = decode(BeamSearch(4, 5), model, ROWS, catalogue, Filters(denied=denied))
+        np.testing.assert_array_equal(plain.items, ranked.items)
+
+
+def test_filters_of_another_size_are_refused():
+    catalogue, _, model = example()
+    with pytest.raises(ValueError, match="one flag per item"):
+        decode(BeamSearch(2, 2), model, ROWS, catalogue, Filters(jnp.ones(3, bool)))
+    with pytest.raises(ValueError, match="one list per request"):
+        decode(BeamSearch(2, 2), model, ROWS, catalogue, Filters(denied=jnp.full((5, 1), -1)))
