@@ -1,0 +1,106 @@
+"""Attention, in one place: all queries at once, and one query a beam against a cache.
+
+Layout is `[b t h d]` (batch, time, heads, size of a head). Key-value heads may be fewer than query
+heads (grouped queries): query head `i` reads key-value head `i // (heads // kv_heads)`. Scores and
+softmax are float32 whatever the inputs are.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+"""`xla` runs on every platform; `cudnn` is the fused kernel on NVIDIA, for 16-bit inputs only."""
+
+MASKED = -1e30
+"""Score of a pair that the mask forbids: finite, so that a query without any key stays finite."""
+
+
+def attention(
+    q: Float[Array, "b q h d"],
+    k: Float[Array, "b t g d"],
+    v: Float[Array, "b t g d"],
+    *,
+    mask: Bool[Array, "#b #h #q #t"] | None = None,
+    bias: Float[Array, "#b #h #q #t"] | None = None,
+    implementation: str = "xla",
+) -> Float[Array, "b q h d"]:
+    """Scaled dot-product attention, `softmax(q k^T / sqrt(d) + bias) v`.
+
+    Args:
+        q: queries, `h` heads.
+        k: keys, `g` heads; `g` divides `h`.
+        v: values.
+        mask: True where the query may see the key. A query that sees no key gets 0.
+        bias: added to the scaled scores before the softmax.
+        implementation: one of `IMPLEMENTATIONS`.
+
+    Raises:
+        ValueError: unknown implementation, or `g` does not divide `h`.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention has no implementation {implementation!r}; "
+            f"choose one of {', '.join(IMPLEMENTATIONS)}."
+        )
+    _check_heads(q.shape[2], k.shape[2])
+    fused = "cudnn" if implementation == "cudnn" else "xla"
+    mixed = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation=fused)
+    if mask is None:
+        return mixed
+    sees_a_key = jnp.any(mask, axis=-1).swapaxes(1, 2)[..., None]
+    return jnp.where(sees_a_key, mixed, jnp.zeros((), mixed.dtype))
+
+
+def shared_history_attention(
+    q: Float[Array, "b w h d"],
+    keys: Float[Array, "b t g d"],
+    values: Float[Array, "b t g d"],
+    key_mask: Bool[Array, "b t"],
+    beam_keys: Float[Array, "b w s g d"],
+    beam_values: Float[Array, "b w s g d"],
+    beam_mask: Bool[Array, " s"],
+) -> Float[Array, "b w h d"]:
+    """One query a beam over a history that the beams share and a few tokens of its own.
+
+    The history's keys and values are read in place, never copied per beam; the softmax runs over
+    both groups of scores together.
+
+    Args:
+        q: the newest token of each beam.
+        keys: keys of the history, shared by the beams of a row.
+        values: values of the history.
+        key_mask: True at the keys that exist; the same for every beam.
+        beam_keys: keys of the `s` tokens that each beam generated, the newest included.
+        beam_values: their values.
+        beam_mask: True at the slots that are filled.
+    """
+    groups, size = keys.shape[2], q.shape[-1]
+    _check_heads(q.shape[2], groups)
+    grouped = q.reshape(*q.shape[:2], groups, -1, size)
+    old = _scores("bwgrd,btgd->bwgrt", grouped, keys)
+    new = _scores("bwgrd,bwsgd->bwgrs", grouped, beam_keys)
+    old = jnp.where(key_mask[:, None, None, None, :], old, MASKED)
+    new = jnp.where(beam_mask, new, MASKED)
+    shares = jax.nn.softmax(jnp.concatenate([old, new], axis=-1), axis=-1).astype(values.dtype)
+    old, new = jnp.split(shares, [keys.shape[1]], axis=-1)
+    mixed = jnp.einsum("bwgrt,btgd->bwgrd", old, values)
+    mixed += jnp.einsum("bwgrs,bwsgd->bwgrd", new, beam_values)
+    sees_a_key = jnp.any(key_mask, axis=-1) | jnp.any(beam_mask)
+    mixed = jnp.where(sees_a_key[:, None, None, None, None], mixed, jnp.zeros((), mixed.dtype))
+    return mixed.reshape(q.shape)
+
+
+def _check_heads(heads: int, kv_heads: int) -> None:
+    if heads % kv_heads:
+        raise ValueError(
+            f"{heads} query heads cannot share {kv_heads} key-value heads; "
+            "the second number must divide the first."
+        )
+
+
+def _scores(equation: str, q: Array, k: Array) -> Array:
+    scores = jnp.einsum(equation, q, k, preferred_element_type=jnp.float32)
+    return scores * (q.shape[-1] ** -0.5)

@@ -1,0 +1,460 @@
+"""`Decoder`: a causal transformer over histories that generates semantic IDs level by level.
+
+Two shapes share one stack of layers (Llama-like: pre-RMSNorm, rotary positions, grouped-query
+attention, SwiGLU; METHODS B2):
+
+- `merged`: one token per event, the merged vectors of its item's codes, and a light head that
+  spells the codes of the next item from the user state. A prompt is as long as the history, and a
+  beam remembers one vector.
+- `flat`: one token per code, as in decoder-only language models of semantic IDs.
+
+Both read the input token at an event as *what came before*: BOS at the start of a history, else the
+previous event (or code). So the state at an event predicts that event, and packed histories need
+no room for extra tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from jaxrec.backbones import cost
+from jaxrec.backbones.heads import CodeHead, CodeLogits
+from jaxrec.backbones.layers import (
+    BeamKeys,
+    BeamMask,
+    Embedding,
+    Layers,
+    Linear,
+    RMSNorm,
+    Stack,
+    logical_axes,
+    rope_rotation,
+    unbox,
+)
+from jaxrec.backbones.masks import TokenMetadata, compile_mask, packed
+from jaxrec.types import Events, PyTree, Tables, TokenSpace
+
+HISTORIES = ("merged", "flat")
+BOS = 1
+"""Row of the token table that starts a history (`jaxrec.types.SPECIAL_TOKENS`)."""
+
+
+class MergedCache(NamedTuple):
+    """What `step` needs in the merged shape."""
+
+    user: Array
+    """State that predicts the next event, `[b d]`."""
+    prefix: Array
+    """Sum of the vectors of the codes that each beam chose, `[b w d]`."""
+
+
+class FlatCache(NamedTuple):
+    """What `step` needs in the flat shape."""
+
+    user: Array
+    """State that predicts the first code of the next event, `[b d]`."""
+    keys: Array
+    """Keys of the history, `[layers b t g d]`, shared by all beams of a row."""
+    values: Array
+    key_mask: Array
+    """Which of them exist, `[b t]`."""
+    position: Array
+    """Position of the token that predicts the first code, `[b]`."""
+    beam_keys: Array
+    """Keys of the codes that each beam chose, `[layers b w levels-1 g d]`."""
+    beam_values: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A causal decoder of semantic IDs; obeys the Generator contract.
+
+    Raises:
+        ValueError: sizes that do not divide, unknown options, options that contradict.
+    """
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    kv_heads: int | None = None
+    """Key-value heads; as many as `heads` by default."""
+    feedforward: int | None = None
+    """Width of the SwiGLU; 8/3 of `width`, rounded to a multiple of 16, by default."""
+    dropout: float = 0.1
+    """On the input and on every residual branch."""
+    history: str = "merged"
+    """`merged` (one token per event) or `flat` (one token per code)."""
+    item_buckets: int = 0
+    """Rows of a table that is added per item (`item % item_buckets`), 0 for none; merged only."""
+    head_layers: int = 1
+    """Residual SwiGLUs of the head; merged only."""
+    head_feedforward: int | None = None
+    """Their width; twice `width` by default."""
+    rope_base: float = 1e4
+    remat: bool = False
+    """Recompute each layer in the backward pass: less memory, a third more arithmetic."""
+    unroll: int = 1
+    """Layers per iteration of the scan over layers."""
+    dtype: str = "float32"
+    """Type of the arithmetic; parameters, norms, softmax and logits stay float32."""
+    initial_scale: float = 0.02
+    attention: str = "xla"
+    """Implementation of attention, see `jaxrec.backbones.attention.IMPLEMENTATIONS`."""
+
+    def __post_init__(self) -> None:
+        if self.history not in HISTORIES:
+            raise ValueError(
+                f"history={self.history!r} is unknown; choose one of {', '.join(HISTORIES)}."
+            )
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(
+                f"width={self.width} does not divide into heads={self.heads}; "
+                "choose a width that is a multiple of heads."
+            )
+        if self.item_buckets < 0 or self.head_layers < 0:
+            raise ValueError(
+                f"item_buckets={self.item_buckets} and head_layers={self.head_layers} "
+                "must not be negative."
+            )
+        if self.history == "flat" and self.item_buckets:
+            raise ValueError(
+                f"item_buckets={self.item_buckets} needs history='merged': in the flat shape no "
+                "token stands for a whole item. Set item_buckets=0."
+            )
+        _ = self.stack, self.head  # their own checks
+
+    @property
+    def stack(self) -> Stack:
+        """Shape of the layers over the history."""
+        rounded = 16 * max(1, round(self.width * 8 / 3 / 16))
+        return Stack(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.heads if self.kv_heads is None else self.kv_heads,
+            head_size=self.width // self.heads,
+            feedforward=rounded if self.feedforward is None else self.feedforward,
+            dropout=self.dropout,
+            rope_base=self.rope_base,
+            remat=self.remat,
+            unroll=self.unroll,
+            dtype=self.dtype,
+            initial_scale=self.initial_scale,
+            attention=self.attention,
+        )
+
+    @property
+    def head(self) -> Stack:
+        """Shape of the head's residual branches."""
+        feedforward = 2 * self.width if self.head_feedforward is None else self.head_feedforward
+        return dataclasses.replace(
+            self.stack, layers=max(self.head_layers, 1), feedforward=feedforward
+        )
+
+    def parameters(self, space: TokenSpace) -> int:
+        """Number of parameters, by formula."""
+        width = self.width
+        output = space.levels * width * space.width
+        shared = space.vocabulary * width + cost.stack_parameters(self.stack) + output
+        if self.history == "flat":
+            return shared
+        merge = width * width + width + self.item_buckets * width
+        blocks = self.head_layers * (3 * width * self.head.feedforward + width)
+        return shared + merge + blocks + width * width + space.levels * width + width
+
+    def flops(self, space: TokenSpace, rows: int, length: int) -> float:
+        """FLOPs of forward and backward of `rows` rows of `length` events, by formula.
+
+        Merged: the layers read `length` tokens and the head runs once per level. Flat: the layers
+        read `length * levels` tokens. What counts is said in `jaxrec.backbones.cost`.
+        """
+        width, events = self.width, rows * length
+        weights = space.levels * width * space.width  # the output matrices
+        if self.history == "flat":
+            layers = cost.stack_forward_flops(self.stack, rows, length * space.levels)
+        else:
+            layers = cost.stack_forward_flops(self.stack, rows, length)
+            weights += 2 * width * width  # merged codes in, user state to the head
+            weights += space.levels * self.head_layers * 3 * width * self.head.feedforward
+        return cost.BACKWARD * (layers + 2.0 * events * weights)
+
+    def init(self, key: Array, space: TokenSpace) -> PyTree:
+        """Random parameters: nested dictionaries of float32 arrays.
+
+        Normal with `initial_scale`; projections into the residual stream are divided by
+        sqrt(2 layers), norms start at 1.
+        """
+        return unbox(self._boxed(key, space))
+
+    def axes(self, space: TokenSpace) -> PyTree:
+        """Logical axis names of every parameter: the tree of `init` with a tuple at each leaf."""
+        return logical_axes(jax.eval_shape(lambda: self._boxed(jax.random.key(0), space)))
+
+    def forward(
+        self,
+        params: PyTree,
+        tables: Tables,
+        batch: Events,
+        space: TokenSpace,
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, "b t l k"]:
+        """Teacher-forced logits of the codes of every event.
+
+        The logits at event `t`, level `l` know the events before `t` in its segment and codes
+        `0..l-1` of event `t` itself. Padding and other segments have no influence.
+
+        Args:
+            params: from `init`.
+            tables: codes of the items.
+            batch: histories; several may share a row.
+            space: the token space of the codes.
+            key: of the dropout; None switches it off.
+
+        Returns:
+            float32 logits; codes beyond the size of a level get -1e9.
+        """
+        inner_key, head_key = (None, None) if key is None else jax.random.split(key)
+        vectors = self._code_vectors(params, tables, batch.item, space)
+        starts = _segment_starts(batch.segment)
+        bos = self._tokens(params, jnp.asarray(BOS), space)
+        if self.history == "merged":
+            prefix, total = _prefix_sums(vectors)
+            x = _after(bos, self._merge(params, total, batch.item), starts)
+            metadata = TokenMetadata(batch.segment, batch.position)
+            states = self._run(params, x, metadata, key=inner_key)
+            logits = _apply(
+                CodeHead(self.head, space, self.head_layers),
+                params["head"],
+                states,
+                prefix,
+                key=head_key,
+            )
+        else:
+            x = _after(bos, _flatten(vectors), _spread(starts, space.levels))
+            metadata = _token_metadata(batch.segment, batch.position, space.levels)
+            states = self._run(params, x, metadata, key=inner_key)
+            states = jnp.moveaxis(states.reshape(*batch.item.shape, space.levels, -1), 2, 0)
+            logits = _apply(CodeLogits(self.stack, space), params["head"], states)
+        return jnp.moveaxis(logits, 0, 2)
+
+    def prefill(
+        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
+    ) -> MergedCache | FlatCache:
+        """Reads one history per row, for `step` to continue with the next event.
+
+        Args:
+            params: from `init`.
+            tables: codes of the items.
+            batch: segment 1 or 0, padding on the right; a row of padding is an empty history.
+            space: the token space of the codes.
+
+        Returns:
+            A cache of one beam per row.
+        """
+        flat = self.history == "flat"
+        vectors = self._code_vectors(params, tables, batch.item, space)
+        per_event = space.levels if flat else 1
+        if flat:
+            x = _flatten(vectors)
+        else:
+            x = self._merge(params, _prefix_sums(vectors)[1], batch.item)
+        rows, width = x.shape[0], x.shape[-1]
+        bos = self._tokens(params, jnp.asarray(BOS), space)
+        x = jnp.concatenate([jnp.broadcast_to(bos, (rows, 1, width)), x], axis=1)
+        length = per_event * jnp.sum(batch.segment > 0, axis=1, dtype=jnp.int32)
+        indices = jnp.arange(x.shape[1], dtype=jnp.int32)
+        exists = indices <= length[:, None]
+        first = per_event * batch.position[:, 0]
+        metadata = TokenMetadata(exists.astype(jnp.int32), first[:, None] + indices)
+        states, kept = self._run(params, x, metadata, keep=True)
+        user = jnp.take_along_axis(states, length[:, None, None], axis=1)[:, 0]
+        if not flat:
+            return MergedCache(user, jnp.zeros((rows, 1, width), user.dtype))
+        keys, values = kept
+        stack, slots = self.stack, max(space.levels - 1, 1)
+        empty = jnp.zeros(
+            (self.layers, rows, 1, slots, stack.kv_heads, stack.head_size), keys.dtype
+        )
+        return FlatCache(user, keys, values, exists, first + length, empty, empty)
+
+    def step(
+        self,
+        params: PyTree,
+        cache: MergedCache | FlatCache,
+        codes: Int32[Array, "b w"],
+        parents: Int32[Array, "b w"],
+        level: int | Int32[Array, ""],
+        space: TokenSpace,
+    ) -> tuple[Float[Array, "b w k"], MergedCache | FlatCache]:
+        """Logits of the codes at `level` for every beam.
+
+        Args:
+            params: from `init`.
+            cache: from `prefill` or the step before.
+            codes: codes that the beams chose at `level - 1`; ignored at level 0.
+            parents: which beam of the cache each beam continues.
+            level: 0 as a Python integer; later levels may be traced.
+            space: the token space of the codes.
+
+        Returns:
+            Logits, and the cache of the new beams.
+        """
+        first = not isinstance(level, jax.Array) and int(level) == 0
+        chosen = None
+        if not first:
+            offsets = jnp.asarray(space.offsets, jnp.int32)
+            chosen = self._tokens(params, offsets[level - 1] + codes, space)
+        if isinstance(cache, MergedCache):
+            prefix = jnp.take_along_axis(cache.prefix, parents[..., None], axis=1)
+            prefix = prefix if chosen is None else prefix + chosen
+            head = CodeHead(self.head, space, self.head_layers)
+            logits = _apply(head, params["head"], cache.user[:, None], prefix, level)
+            return logits, cache._replace(prefix=prefix)
+        pick = parents[None, :, :, None, None, None]
+        cache = cache._replace(
+            beam_keys=jnp.take_along_axis(cache.beam_keys, pick, axis=2),
+            beam_values=jnp.take_along_axis(cache.beam_values, pick, axis=2),
+        )
+        if chosen is None:
+            states = jnp.broadcast_to(cache.user[:, None], (*codes.shape, cache.user.shape[-1]))
+        else:
+            states, cache = self._append(params, cache, chosen, level)
+        return _apply(CodeLogits(self.stack, space), params["head"], states, level), cache
+
+    def _append(
+        self, params: PyTree, cache: FlatCache, x: Array, level: int | Array
+    ) -> tuple[Array, FlatCache]:
+        """Runs one more token per beam through the layers."""
+        rotation = self._rotation(cache.position[:, None] + level)
+        states, (beam_keys, beam_values) = _apply(
+            Layers(self.stack, keep=True),
+            params["history"],
+            x,
+            rotation,
+            BeamMask(cache.key_mask, level - 1),
+            BeamKeys(cache.keys, cache.values, cache.beam_keys, cache.beam_values),
+        )
+        return states, cache._replace(beam_keys=beam_keys, beam_values=beam_values)
+
+    def _run(
+        self,
+        params: PyTree,
+        x: Array,
+        metadata: TokenMetadata,
+        *,
+        keep: bool = False,
+        key: Array | None = None,
+    ) -> Any:
+        """The layers over whole rows; with `keep`, also every layer's keys and values."""
+        states, kept = _apply(
+            Layers(self.stack, keep),
+            params["history"],
+            x,
+            self._rotation(metadata.position),
+            compile_mask(packed, metadata),
+            key=key,
+        )
+        return (states, kept) if keep else states
+
+    def _rotation(self, positions: Array) -> Any:
+        return rope_rotation(positions, self.stack.head_size, self.rope_base)
+
+    def _tokens(self, params: PyTree, tokens: Array, space: TokenSpace) -> Array:
+        return _apply(Embedding(self.stack, space.vocabulary), params["tokens"], tokens)
+
+    def _code_vectors(
+        self, params: PyTree, tables: Tables, item: Array, space: TokenSpace
+    ) -> Float[Array, "l b t d"]:
+        """Vectors of the codes of items, levels in front; one lookup serves input and head."""
+        codes = jnp.take(tables.codes, item, axis=0, mode="clip")
+        tokens = jnp.moveaxis(codes + jnp.asarray(space.offsets, codes.dtype), -1, 0)
+        return self._tokens(params, tokens, space)
+
+    def _merge(self, params: PyTree, total: Array, item: Array) -> Array:
+        return _apply(_Merge(self.stack, self.item_buckets), params["merge"], total, item)
+
+    def _boxed(self, key: Array, space: TokenSpace) -> PyTree:
+        """Initialises every piece on the smallest input it takes."""
+        state = jnp.zeros((1, 1, self.width), self.dtype)
+        index = jnp.zeros((1, 1), jnp.int32)
+        rotation, mask = self._rotation(index), jnp.ones((1, 1, 1, 1), bool)
+        levels = jnp.zeros((space.levels, 1, 1, self.width), self.dtype)
+        pieces: dict[str, tuple[nn.Module, tuple]] = {
+            "tokens": (Embedding(self.stack, space.vocabulary), (index,)),
+            "history": (Layers(self.stack), (state, rotation, mask)),
+        }
+        if self.history == "merged":
+            pieces["merge"] = (_Merge(self.stack, self.item_buckets), (state, index))
+            pieces["head"] = (CodeHead(self.head, space, self.head_layers), (state, levels))
+        else:
+            pieces["head"] = (CodeLogits(self.stack, space), (levels,))
+        keys = jax.random.split(key, len(pieces))
+        return {
+            name: module.init(piece_key, *inputs)["params"]
+            for piece_key, (name, (module, inputs)) in zip(keys, sorted(pieces.items()))
+        }
+
+
+class _Merge(nn.Module):
+    """One vector per item: a projection of the sum of its code vectors, plus its bucket's."""
+
+    cfg: Stack
+    item_buckets: int
+
+    @nn.compact
+    def __call__(self, total: Array, item: Array) -> Array:
+        x = Linear(self.cfg, name="project")(RMSNorm(name="norm")(total))
+        if self.item_buckets:
+            x = x + Embedding(self.cfg, self.item_buckets, name="items")(item % self.item_buckets)
+        return x
+
+
+def _apply(module: nn.Module, params: PyTree, *inputs: Any, key: Array | None = None) -> Any:
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, *inputs, rngs=rngs)
+
+
+def _segment_starts(segment: Int32[Array, "b t"]) -> Bool[Array, "b t"]:
+    """True at the first event of each history of a row."""
+    before = jnp.pad(segment[:, :-1], ((0, 0), (1, 0)))
+    return segment != before
+
+
+def _after(bos: Array, x: Float[Array, "b t d"], starts: Bool[Array, "b t"]) -> Array:
+    """Every token's predecessor: `x` one place to the right, BOS where a history starts."""
+    return jnp.where(starts[..., None], bos, jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0))))
+
+
+def _prefix_sums(vectors: Float[Array, "l b t d"]) -> tuple[Array, Array]:
+    """Sums over the levels before each level `[l b t d]`, and over all levels `[b t d]`."""
+    sums = [jnp.zeros_like(vectors[0])]
+    for level in range(vectors.shape[0]):
+        sums.append(sums[-1] + vectors[level])
+    return jnp.stack(sums[:-1]), sums[-1]
+
+
+def _flatten(vectors: Float[Array, "l b t d"]) -> Float[Array, "b s d"]:
+    """Codes in reading order: all codes of an event, then those of the next."""
+    levels, rows, time, width = vectors.shape
+    return jnp.moveaxis(vectors, 0, 2).reshape(rows, time * levels, width)
+
+
+def _spread(starts: Bool[Array, "b t"], levels: int) -> Bool[Array, "b s"]:
+    """Marks the first code of the marked events."""
+    first = jnp.arange(levels) == 0
+    return (starts[..., None] & first).reshape(starts.shape[0], -1)
+
+
+def _token_metadata(segment: Array, position: Array, levels: int) -> TokenMetadata:
+    """Metadata of codes in reading order."""
+    positions = position[..., None] * levels + jnp.arange(levels, dtype=position.dtype)
+    return TokenMetadata(
+        jnp.repeat(segment, levels, axis=1), positions.reshape(position.shape[0], -1)
+    )

@@ -1,0 +1,92 @@
+"""From states to the logits of codes: plain output matrices, and a light autoregressive head."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxrec.backbones.layers import (
+    FeedForward,
+    Linear,
+    RMSNorm,
+    Stack,
+    drop_if_training,
+    normal,
+)
+from jaxrec.types import TokenSpace
+
+ILLEGAL = -1e9
+"""Logit of a code that its level does not have: large, finite, and without gradient."""
+
+
+class CodeLogits(nn.Module):
+    """One output matrix per level, float32 logits, `ILLEGAL` beyond the size of a level.
+
+    Levels lie in front, so that all of them are one batched matmul. The matrices are not tied to
+    the token table: tied output is suspected of weakening small models of semantic IDs (GRID).
+
+    Args of `__call__`:
+        x: states of all levels `[l b t d]`, or of one level `[b w d]`.
+        level: None for all levels, else the level, which may be traced.
+
+    Returns:
+        Logits `[l b t k]` or `[b w k]`.
+    """
+
+    cfg: Stack
+    space: TokenSpace
+
+    @nn.compact
+    def __call__(self, x: Array, level: int | Array | None = None) -> Array:
+        space = self.space
+        shape = (space.levels, self.cfg.width, space.width)
+        kernel = self.param("kernel", normal(self.cfg.initial_scale, None, "embed", "vocab"), shape)
+        if level is None:
+            legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[:, None, None, None]
+            rows = x.reshape(space.levels, -1, self.cfg.width)
+            logits = jnp.matmul(rows, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+            logits = logits.reshape(*x.shape[:-1], space.width)
+        else:
+            legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[level]
+            logits = jnp.matmul(
+                x, kernel[level].astype(x.dtype), preferred_element_type=jnp.float32
+            )
+        if len(set(space.sizes)) == 1:
+            return logits
+        return jnp.where(legal, logits, ILLEGAL)
+
+
+class CodeHead(nn.Module):
+    """A light decoder of codes on one user state.
+
+    The state for level `l` is `project(user) + sum of the vectors of codes 0..l-1 + level vector`,
+    then `layers` pre-norm residual SwiGLUs and a norm. It has no attention: the whole memory
+    of a beam is its running sum.
+
+    Args of `__call__`:
+        user: states of the history, `[b t d]`, or with a level `[b 1 d]`.
+        prefix: sums of the vectors of the earlier codes, `[l b t d]`, or with a level `[b w d]`.
+        level: None for all levels, else the level, which may be traced.
+
+    Returns:
+        Logits `[l b t k]` or `[b w k]`.
+    """
+
+    cfg: Stack
+    space: TokenSpace
+    layers: int
+
+    @nn.compact
+    def __call__(self, user: Array, prefix: Array, level: int | Array | None = None) -> Array:
+        cfg = self.cfg
+        shape = (self.space.levels, cfg.width)
+        levels = self.param("level", normal(cfg.initial_scale, None, "embed"), shape)
+        levels = levels.astype(user.dtype)
+        levels = levels[:, None, None] if level is None else levels[level]
+        x = Linear(cfg, name="project")(user) + prefix + levels
+        for layer in range(self.layers):
+            normed = RMSNorm(name=f"norm_{layer}")(x)
+            branch = FeedForward(cfg, name=f"feedforward_{layer}")(normed)
+            x = x + drop_if_training(self, branch, cfg.dropout, user.shape)
+        return CodeLogits(cfg, self.space, name="output")(RMSNorm(name="norm")(x), level)

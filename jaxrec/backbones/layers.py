@@ -1,0 +1,368 @@
+"""The layers that decoders are made of, and the scanned stack of them.
+
+Flax Linen serves as a thin parameter layer: a module declares its parameters, with the logical
+name of every axis (`jaxrec.parallel.RULES`), and does its arithmetic in place. Parameters are
+float32; `Stack.dtype` is the type of the arithmetic, while norms, rotations, softmax and logits are
+float32. Names given here are the schema of checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, Key
+
+from jaxrec import parallel
+from jaxrec.backbones.attention import IMPLEMENTATIONS, attention, shared_history_attention
+from jaxrec.types import PyTree
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Shape of a stack of pre-norm blocks: grouped-query attention, then a SwiGLU.
+
+    Raises:
+        ValueError: a size is not positive or does not divide, or an option is unknown.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feedforward: int
+    dropout: float = 0.0
+    """Share of a residual branch that is dropped; kept to 1/256 (see `dropout`)."""
+    rope_base: float = 1e4
+    remat: bool = False
+    """Recompute a layer in the backward pass instead of keeping its intermediate results."""
+    unroll: int = 1
+    """Layers per iteration of the scan; `layers` compiles straight-line code."""
+    dtype: str = "float32"
+    initial_scale: float = 0.02
+    attention: str = "xla"
+
+    def __post_init__(self) -> None:
+        sizes = ("layers", "width", "heads", "kv_heads", "head_size", "feedforward", "unroll")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads={self.kv_heads} must divide heads={self.heads}; "
+                "use equal numbers for plain multi-head attention."
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"heads of {self.head_size} numbers cannot be rotated in pairs; "
+                "choose width / heads even."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1).")
+        if self.rope_base <= 1 or self.initial_scale <= 0:
+            raise ValueError(
+                f"rope_base={self.rope_base} must exceed 1 and "
+                f"initial_scale={self.initial_scale} must exceed 0."
+            )
+        _choose("dtype", self.dtype, DTYPES)
+        _choose("attention", self.attention, IMPLEMENTATIONS)
+
+    @property
+    def residual_scale(self) -> float:
+        """Initial scale of the projections that write into the residual stream (GPT-2)."""
+        return self.initial_scale / (2 * self.layers) ** 0.5
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every position's angles, `[b t 1 d/2]`, float32."""
+
+    cosine: Array
+    sine: Array
+
+
+class BeamKeys(NamedTuple):
+    """What beams attend to in one layer, or, with a leading axis, in all layers."""
+
+    keys: Array
+    """Keys of the history, `[b t g d]`, shared by the beams."""
+    values: Array
+    beam_keys: Array
+    """Keys of the tokens that each beam generated, `[b w s g d]`."""
+    beam_values: Array
+
+
+class BeamMask(NamedTuple):
+    """Which of the keys exist: those of the history `[b t]`, and how many slots are filled."""
+
+    keys: Array
+    slot: Array | int
+    """Slot that the newest token takes; the slots up to it are filled."""
+
+
+def rms_norm(x: Float[Array, "*n d"], scale: Float[Array, " d"], epsilon: float = 1e-6) -> Array:
+    """Divides by the root mean square over the last axis, in float32: `x / rms(x) * scale`."""
+    wide = x.astype(jnp.float32)
+    rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (wide * (rms * scale)).astype(x.dtype)
+
+
+def rope_rotation(positions: Int32[Array, "b t"], size: int, base: float) -> Rotation:
+    """Angles of rotary position embedding: pair `i` turns by `position * base^(-2i/size)`.
+
+    Args:
+        positions: place of each token; any origin, since only differences matter.
+        size: numbers per head.
+        base: 1e4 in Llama, 1e6 in Qwen.
+    """
+    frequencies = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t h d"]:
+    """Applies rotary position embedding, rotate-half convention (Hugging Face).
+
+    Number `i` of a head is paired with number `i + d/2`.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate(
+        [
+            first * rotation.cosine - second * rotation.sine,
+            second * rotation.cosine + first * rotation.sine,
+        ],
+        axis=-1,
+    )
+    return turned.astype(x.dtype)
+
+
+def dropout(
+    key: Key[Array, ""], x: Float[Array, "*n d"], rate: float, shape: tuple[int, ...] | None = None
+) -> Float[Array, "*n d"]:
+    """Zeroes a share `rate` of the numbers and scales the others up, so that the mean stays.
+
+    The rate is rounded to a multiple of 1/256: one random word then serves four numbers, which
+    takes a third of the time of `jax.random.bernoulli` on CPU.
+
+    Args:
+        key: random key.
+        x: numbers.
+        rate: share to drop, in [0, 1).
+        shape: of the draw, where it is broadcast against `x`; that of `x` by default.
+    """
+    kept = 256 - round(rate * 256)
+    if kept == 256:
+        return x
+    *rest, width = x.shape if shape is None else shape
+    words = jax.random.bits(key, (*rest, -(-width // 4)), jnp.uint32)
+    draws = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)
+    return jnp.where(draws[..., :width] < kept, x * (256 / kept), jnp.zeros((), x.dtype))
+
+
+def project(x: Float[Array, "*n d"], kernel: Float[Array, "d *out"]) -> Float[Array, "*n *out"]:
+    """Multiplies the last axis of `x` with the first of `kernel`, in the type of `x`.
+
+    One plain matrix product: on CPU a product over several row axes takes half as long again,
+    forward and backward, and so do two kernels that lie in one array.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    columns = kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
+    return (rows @ columns).reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def normal(scale: float, *axes: str | None) -> Callable[..., Any]:
+    """Normal initialiser whose parameter carries logical axis names."""
+    return nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
+
+
+def ones(*axes: str | None) -> Callable[..., Any]:
+    """Initialiser of ones whose parameter carries logical axis names."""
+    return nn.with_logical_partitioning(nn.initializers.ones_init(), axes)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return rms_norm(x, self.param("scale", ones("embed"), (x.shape[-1],)))
+
+
+class Embedding(nn.Module):
+    """A table of vectors, looked up by row; rows outside the table are clipped into it."""
+
+    cfg: Stack
+    rows: int
+
+    @nn.compact
+    def __call__(self, rows: Array) -> Array:
+        init = normal(self.cfg.initial_scale, "vocab", "embed")
+        table = self.param("table", init, (self.rows, self.cfg.width))
+        return jnp.take(table.astype(self.cfg.dtype), rows, axis=0, mode="clip")
+
+
+class Linear(nn.Module):
+    """A linear map of the width onto itself, no bias."""
+
+    cfg: Stack
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = normal(self.cfg.initial_scale, "embed", None)
+        kernel = self.param("kernel", init, (self.cfg.width, self.cfg.width))
+        return project(x, kernel)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions, no bias (METHODS B2)."""
+
+    cfg: Stack
+
+    @nn.compact
+    def __call__(
+        self, x: Array, rotation: Rotation, mask: Array | BeamMask, cache: BeamKeys | None = None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        cfg = self.cfg
+        init = cfg.initial_scale
+        wide = (cfg.width, cfg.heads, cfg.head_size)
+        narrow = (cfg.width, cfg.kv_heads, cfg.head_size)
+        query = self.param("query", normal(init, "embed", "heads", None), wide)
+        key = self.param("key", normal(init, "embed", "kv_heads", None), narrow)
+        value = self.param("value", normal(init, "embed", "kv_heads", None), narrow)
+        output = self.param(
+            "output",
+            normal(cfg.residual_scale, "heads", None, "embed"),
+            (cfg.heads, cfg.head_size, cfg.width),
+        )
+        q, k = rotate(project(x, query), rotation), rotate(project(x, key), rotation)
+        v = project(x, value)
+        if isinstance(mask, BeamMask):
+            assert cache is not None, "beams attend to a cache"
+            mixed, kept = _attend_from_beams(q, k, v, mask, cache)
+        else:
+            mixed, kept = attention(q, k, v, mask=mask, implementation=cfg.attention), (k, v)
+        return project(mixed.reshape(*x.shape[:2], -1), output.reshape(-1, cfg.width)), kept
+
+
+def _attend_from_beams(
+    q: Array, k: Array, v: Array, mask: BeamMask, cache: BeamKeys
+) -> tuple[Array, tuple[Array, Array]]:
+    """Puts each beam's newest token into its slot and attends to history and slots."""
+    start = (0, 0, mask.slot, 0, 0)
+    beam_keys = jax.lax.dynamic_update_slice(cache.beam_keys, k[:, :, None], start)
+    beam_values = jax.lax.dynamic_update_slice(cache.beam_values, v[:, :, None], start)
+    filled = jnp.arange(beam_keys.shape[2]) <= mask.slot
+    mixed = shared_history_attention(
+        q, cache.keys, cache.values, mask.keys, beam_keys, beam_values, filled
+    )
+    return mixed, (beam_keys, beam_values)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU, `(silu(x G) * x U) D`, no bias (Shazeer 2020)."""
+
+    cfg: Stack
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        cfg = self.cfg
+        shape = (cfg.width, cfg.feedforward)
+        gate = self.param("gate", normal(cfg.initial_scale, "embed", "mlp"), shape)
+        up = self.param("up", normal(cfg.initial_scale, "embed", "mlp"), shape)
+        down = self.param("down", normal(cfg.residual_scale, "mlp", "embed"), shape[::-1])
+        return project(jax.nn.silu(project(x, gate)) * project(x, up), down)
+
+
+class Block(nn.Module):
+    """One pre-norm layer. Returns its output and what `Attention` kept (None unless asked)."""
+
+    cfg: Stack
+    keep: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, rotation: Rotation, mask: Array | BeamMask, cache: BeamKeys | None
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        x = parallel.constrain(x, "batch", None, None)
+        normed = RMSNorm(name="attention_norm")(x)
+        mixed, kept = Attention(self.cfg, name="attention")(normed, rotation, mask, cache)
+        x = x + self._drop(mixed)
+        normed = RMSNorm(name="feedforward_norm")(x)
+        x = x + self._drop(FeedForward(self.cfg, name="feedforward")(normed))
+        return x, kept if self.keep else None
+
+    def _drop(self, x: Array) -> Array:
+        return drop_if_training(self, x, self.cfg.dropout)
+
+
+def drop_if_training(
+    module: nn.Module, x: Array, rate: float, shape: tuple[int, ...] | None = None
+) -> Array:
+    """Dropout where the caller gave a key, nothing where it did not."""
+    if rate == 0.0 or not module.has_rng("dropout"):
+        return x
+    return dropout(module.make_rng("dropout"), x, rate, shape)
+
+
+class Layers(nn.Module):
+    """`cfg.layers` blocks as one scan, then a norm; dropout on the way in.
+
+    Args of `__call__`:
+        x: token vectors `[b t d]`; with a cache, one token a beam, `[b w d]`.
+        rotation: of the tokens' positions.
+        mask: of all pairs, `[b 1 t t]`; with a cache, a `BeamMask`.
+        cache: what the beams attend to, with a leading axis of layers.
+
+    Returns:
+        The normed states, and, with `keep`, two arrays with a leading axis of layers: keys and
+        values `[layers b t g d]`, or the cache's updated beam keys and beam values.
+    """
+
+    cfg: Stack
+    keep: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        rotation: Rotation,
+        mask: Array | BeamMask,
+        cache: BeamKeys | None = None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        cfg = self.cfg
+        block = nn.remat(Block, prevent_cse=False) if cfg.remat and not self.keep else Block
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=cfg.layers,
+            unroll=cfg.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x = drop_if_training(self, x, cfg.dropout)
+        x, kept = scanned(cfg, self.keep, name="blocks")(x, rotation, mask, cache)
+        return RMSNorm(name="norm")(x), kept
+
+
+def logical_axes(boxed: PyTree) -> PyTree:
+    """The logical axis names of a tree of boxed parameters, a tuple at each leaf."""
+    return jax.tree.map(
+        lambda box: box.names, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    )
+
+
+def unbox(boxed: PyTree) -> PyTree:
+    """Plain arrays: the boxes are dropped once, at initialisation."""
+    return nn.meta.unbox(boxed)
+
+
+def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
