@@ -1,0 +1,24 @@
+"""Items to vectors: text encoders, precomputed modalities, post-processing steps."""
+
+from jaxrec.representation.encoder import Encoder
+from jaxrec.representation.precomputed import Precomputed
+from jaxrec.representation.steps import L2, PCA, Standardise, Step, Whiten
+from jaxrec.representation.text import TextFields
+from jaxrec.representation.tfidf import HashedTfidf
+from jaxrec.representation.vectors import ItemVectors, VectorsResult
+from jaxrec.representation.wordllama import WordLlama
+
+__all__ = [
+    "L2",
+    "PCA",
+    "Encoder",
+    "HashedTfidf",
+    "ItemVectors",
+    "Precomputed",
+    "Standardise",
+    "Step",
+    "TextFields",
+    "VectorsResult",
+    "Whiten",
+    "WordLlama",
+]

@@ -1,0 +1,131 @@
+"""A picture of semantic IDs: how codes are used, and where the first code lies in vector space."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+_WIDTH = 9.0
+_MAP_POINTS = 4000
+_INK = "#222222"
+
+
+def figure_bytes(
+    codes: np.ndarray,
+    sizes: tuple[int, ...],
+    *,
+    vectors: np.ndarray | None = None,
+    title: str = "",
+    image_format: str = "svg",
+) -> bytes:
+    """Draws codebook usage, one strip a level, and with vectors a map coloured by first code.
+
+    A strip shows the codes of a level from most to least used: an even strip is healthy, a white
+    end is codes that nobody has. The map is the plane of largest variance; at most 4,000 items,
+    evenly spaced in the catalogue, are drawn.
+
+    Args:
+        codes: int[n, l], semantic levels (an extra digit may be left in).
+        sizes: codes of each level.
+        vectors: float[n, d].
+        title: printed above.
+        image_format: `svg` or `png`.
+
+    Returns:
+        The file's content. Equal input gives equal SVG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: another image format.
+    """
+    if image_format not in ("svg", "png"):
+        raise ValueError(f"image_format must be 'svg' or 'png', got {image_format!r}.")
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "pictures need matplotlib: install jaxrec[plots] (pip install 'jaxrec[plots]')."
+        ) from error
+    settings: Any = {
+        "svg.hashsalt": "jaxrec",
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+    }
+    with mpl.rc_context(settings):
+        columns = 1 if vectors is None else 2
+        height = 4.2 if vectors is not None else 0.9 + 0.7 * len(sizes)
+        figure = Figure(figsize=(_WIDTH, height), facecolor="white", layout="constrained")
+        grid = figure.add_gridspec(len(sizes), columns)
+        strips = [figure.add_subplot(grid[level, 0]) for level in range(len(sizes))]
+        _draw_usage(figure, strips, np.asarray(codes), sizes)
+        if vectors is not None:
+            _draw_map(figure.add_subplot(grid[:, 1]), np.asarray(codes), np.asarray(vectors))
+        if title:
+            figure.suptitle(title, fontsize=11)
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if image_format == "svg" else None
+        figure.savefig(buffer, format=image_format, dpi=120, metadata=metadata)
+    return buffer.getvalue()
+
+
+def usage_shares(codes: np.ndarray, size: int) -> np.ndarray:
+    """Counts of a level relative to an even use of all codes, most used first, float64[size].
+
+    >>> usage_shares(np.array([2, 2, 2, 0]), 4).tolist()
+    [3.0, 1.0, 0.0, 0.0]
+    """
+    return np.sort(np.bincount(codes, minlength=size))[::-1] * size / len(codes)
+
+
+def plane(vectors: np.ndarray) -> np.ndarray:
+    """The two directions of largest variance, float64[n, 2]; signs are fixed."""
+    centred = vectors - vectors.mean(0, dtype=np.float64)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    axes = axes[:, ::-1][:, :2]
+    axes = axes * np.sign(axes[np.argmax(np.abs(axes), 0), np.arange(axes.shape[1])])
+    flat = centred @ axes
+    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+
+
+def _draw_usage(figure: Any, strips: list[Any], codes: np.ndarray, sizes: tuple[int, ...]) -> None:
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+
+    shares = [usage_shares(codes[:, level], size) for level, size in enumerate(sizes)]
+    colours = colormaps["viridis_r"].with_extremes(bad="white")
+    top = max(4.0, *(float(share[0]) for share in shares))
+    norm = LogNorm(1 / 16, top)
+    for level, (axes, share) in enumerate(zip(strips, shares)):
+        strip = np.ma.masked_equal(share[None], 0)
+        image = axes.imshow(
+            strip, aspect="auto", cmap=colours, norm=norm, extent=(0, sizes[level], 0, 1)
+        )
+        used = int((share > 0).sum())
+        axes.set_yticks([])
+        axes.set_ylabel(f"level {level}", rotation=0, ha="right", va="center")
+        axes.set_title(f"{used} of {sizes[level]} codes used", fontsize=8, loc="left", pad=2)
+    strips[-1].set_xlabel("codes, most used first")
+    bar = figure.colorbar(image, ax=strips, pad=0.02, fraction=0.05)
+    bar.set_label("items, relative to even use")
+    ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if tick <= top]
+    bar.set_ticks(ticks, labels=[f"{tick:g}x" for tick in ticks], minor=False)
+    bar.minorticks_off()
+
+
+def _draw_map(axes: Any, codes: np.ndarray, vectors: np.ndarray) -> None:
+    shown = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), _MAP_POINTS)).astype(int))
+    points = plane(vectors)[shown]
+    # Neighbouring codes mean nothing, so their colours should differ: golden-ratio hues.
+    hue = (codes[shown, 0] * 0.618034) % 1.0
+    axes.scatter(points[:, 0], points[:, 1], c=hue, cmap="hsv", s=4, alpha=0.6, linewidths=0)
+    axes.set_title("items by first code", fontsize=9)
+    axes.set_xlabel("first principal component")
+    axes.set_ylabel("second principal component")
+    axes.spines[["top", "right"]].set_visible(False)
