@@ -1,0 +1,60 @@
+"""Test-wide set-up: eight fake CPU devices, and runtime checks of every annotated shape."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Must run before any jaxrec module is imported: it wraps what is imported afterwards.
+install_import_hook("jaxrec", "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("JAXREC_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; tests that need it are skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data sets are not at {DATA}; set JAXREC_DATA to their folder")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def small(root):
+    """The synthetic recipe, small enough for a test."""
+    from jaxrec.data.synthetic import SyntheticWorld
+    from jaxrec.recipe import load_recipe, replace
+
+    recipe = load_recipe(root / "configs/synthetic.py")
+    for field, value in {
+        "name": "small",
+        "data.source": SyntheticWorld(items=120, users=300),
+        "stages.0.fit.steps": 60,
+        "stages.0.fit.validate_every": 30,
+        "stages.0.fit.checkpoint_every": 30,
+        "stages.0.fit.log_every": 10,
+    }.items():
+        recipe = replace(recipe, field, value)
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def finished(small, tmp_path_factory):
+    """The folder of a finished run of `small`."""
+    from jaxrec.pipeline.run import run
+
+    return run(small, runs=tmp_path_factory.mktemp("runs"))
