@@ -1,0 +1,77 @@
+"""What every benchmark shares: the description of the machine, and the JSON it writes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxrec.files import write_json
+
+PACKAGES = ("jaxrec", "jax", "jaxlib", "flax", "optax", "numpy", "polars")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line with `--json FILE`, which every benchmark takes."""
+    made = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    made.add_argument("--json", type=Path, help="write rows, ratios and machine to this file")
+    return made
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory and versions that a result belongs to."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall-clock seconds of a call, after one call that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def finish(path: Path | None, rows: list[dict[str, Any]], ratios: dict[str, float]) -> None:
+    """Prints the rows, and writes them where `--json` says.
+
+    Args:
+        path: the file, or None.
+        rows: one dictionary a measurement.
+        ratios: name -> speed-up of ours over the peer measured in the same run.
+    """
+    for row in rows:
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.2f} x")
+    if path is not None:
+        write_json(path, {"rows": rows, "ratios": ratios, "machine": machine()})
