@@ -81,24 +81,27 @@ def run_worker(libtpu: Path, arguments: list[str]) -> list[dict[str, Any]]:
     """Compiles in a subprocess that sees libtpu.
 
     Raises:
-        SystemExit: the subprocess failed; its own message stands above.
+        SystemExit: the subprocess failed; what it said is printed.
     """
     environment = {
         **os.environ,
         # Without this jax would try the TPU backend itself and log errors.
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
         "PYTHONPATH": os.pathsep.join([str(libtpu), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
         [sys.executable, __file__, *arguments, "--worker"],
         env=environment,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     if done.returncode or not lines:
+        # The compiler warns about the missing TPU even when all is well; shown only on failure.
+        print(done.stderr, file=sys.stderr)
         raise SystemExit(done.returncode or 1)
     return json.loads(lines[-1].removeprefix("FOUND "))
 

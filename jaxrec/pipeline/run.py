@@ -122,6 +122,16 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
         yield f"{path} is {found!r} there and {wanted!r} here"
 
 
+def index_of(data: Prepared, tokens: Tokens) -> tuple[Tables, Catalogue]:
+    """What the generator reads about items, and the trie it answers from.
+
+    Inside a collision group the popular items come first.
+    """
+    ids = tokens.ids
+    catalogue = build_catalogue(np.asarray(ids.codes), ids.space, order=-data.popularity)
+    return Tables(codes=jnp.asarray(ids.codes)), catalogue
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A trained generator and what it answers with."""
@@ -147,8 +157,7 @@ def train(
     """
     mesh = make_mesh(shape or recipe.mesh)
     ids = tokens.ids
-    tables = Tables(codes=jnp.asarray(ids.codes))
-    catalogue = build_catalogue(np.asarray(ids.codes), ids.space, order=-data.popularity)
+    tables, catalogue = index_of(data, tokens)
     ranker = Ranker(recipe.generator, ids.space, recipe.decoding, mesh)
     params, summary = None, []
     for number, stage in enumerate(recipe.stages):

@@ -1,0 +1,56 @@
+"""Keys of cached stages are frozen: what a stage means cannot change under an old key.
+
+When one of these fails, either the meaning changed (then raise the component's `schema_version`
+and renew the hash here) or it did not (then undo what changed the key: a new field needs a default
+that keeps the old behaviour).
+"""
+
+import pytest
+
+from jaxrec.data.datasets.movielens import MovieLens100K
+from jaxrec.data.synthetic import SyntheticWorld
+from jaxrec.recipe import component_hash
+from jaxrec.representation import (
+    L2,
+    PCA,
+    HashedTfidf,
+    ItemVectors,
+    Standardise,
+    TextFields,
+    Whiten,
+    WordLlama,
+)
+from jaxrec.tokenization import ExtraDigit, Keep, Reassign, ResidualKMeans, Tokenizer
+
+GOLDEN = {
+    "MovieLens100K": (MovieLens100K(), "f5eeb9e401e12c07"),
+    "SyntheticWorld": (SyntheticWorld(items=70), "0357d66e8bf777d2"),
+    "ItemVectors": (ItemVectors(), "efcbc2eb498bba42"),
+    "ItemVectors of TF-IDF": (
+        ItemVectors(HashedTfidf(), TextFields(("title", "brand")), (L2(), Standardise(), PCA(8))),
+        "0fb9a1882a56031d",
+    ),
+    "Whiten": (Whiten(4), "d4feb92a9f0e3e1e"),
+    "WordLlama": (WordLlama(), "d02dc656c5912d1a"),
+    "Tokenizer": (Tokenizer(), "46c4e92baeb76bdd"),
+    "Tokenizer, reassigned": (Tokenizer(ResidualKMeans(2, 16), Reassign()), "e84c2c35090a6c3f"),
+    "Tokenizer, kept": (Tokenizer(ResidualKMeans(2, 16), Keep()), "81926e4c0e437516"),
+    "ExtraDigit": (ExtraDigit(capacity=8), "c63c9893df4b9fd5"),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_key_of_a_component_is_frozen(name):
+    component, golden = GOLDEN[name]
+    assert component_hash(component)[:16] == golden
+
+
+def test_a_default_spelt_out_keeps_the_key():
+    assert component_hash(ResidualKMeans(levels=3)) == component_hash(ResidualKMeans())
+    assert component_hash(ResidualKMeans(levels=4)) != component_hash(ResidualKMeans())
+
+
+def test_a_new_schema_version_changes_the_key(monkeypatch):
+    before = component_hash(ResidualKMeans())
+    monkeypatch.setattr(ResidualKMeans, "schema_version", 2)
+    assert component_hash(ResidualKMeans()) != before
