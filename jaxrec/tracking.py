@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from jaxrec.files import write_bytes
 class MetricWriter(Protocol):
     """Where metric rows go."""
 
-    def write(self, step: int, row: dict[str, float]) -> None:
+    def write(self, step: int, row: dict[str, Any]) -> None:
         """Records the numbers of one step."""
         ...
 
@@ -59,7 +59,7 @@ class JsonLines:
         """
         self.path, self.labels = Path(path), labels
 
-    def write(self, step: int, row: dict[str, float]) -> None:
+    def write(self, step: int, row: dict[str, Any]) -> None:
         """Appends a row: `step` first, then the labels, then the numbers."""
         numbers = {name: _plain(value) for name, value in row.items()}
         line = json.dumps({"step": int(step), **self.labels, **numbers})
@@ -143,7 +143,7 @@ class TensorBoard:
         self._folder = str(folder)
         self._writer = SummaryWriter(self._folder)
 
-    def write(self, step: int, row: dict[str, float]) -> None:
+    def write(self, step: int, row: dict[str, Any]) -> None:
         """Adds one scalar per name."""
         for name, value in row.items():
             self._writer.add_scalar(name, float(value), int(step))
@@ -151,7 +151,9 @@ class TensorBoard:
     def rewind(self, step: int, rows: int | None = None) -> None:
         """Starts a new event file that hides the points beyond a step."""
         self._writer.close()
-        self._writer = self._make(self._folder, purge_step=int(step) + 1)
+        # The name of an event file has only its second in it; the suffix keeps the old one.
+        suffix = f".from-{int(step) + 1}"
+        self._writer = self._make(self._folder, purge_step=int(step) + 1, filename_suffix=suffix)
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -180,7 +182,7 @@ class WandB:
         settings = {"project": project, "name": name, "id": name, "resume": "allow", **options}
         self._run = wandb.init(**settings)
 
-    def write(self, step: int, row: dict[str, float]) -> None:
+    def write(self, step: int, row: dict[str, Any]) -> None:
         """Logs one row."""
         self._run.log({name: float(value) for name, value in row.items()}, step=int(step))
 
@@ -202,7 +204,7 @@ class Several:
         """
         self.writers = tuple(writers)
 
-    def write(self, step: int, row: dict[str, float]) -> None:
+    def write(self, step: int, row: dict[str, Any]) -> None:
         """Writes to each."""
         for writer in self.writers:
             writer.write(step, row)
@@ -245,7 +247,7 @@ class Progress:
         *,
         unit: str = "it",
         initial: int = 0,
-        stream: TextIO | None = None,
+        stream: Any = None,
     ) -> None:
         """
         Args:
@@ -253,7 +255,7 @@ class Progress:
             description: what is going on, in a word or two.
             unit: what is counted.
             initial: work done by an earlier run; it does not count for the rate.
-            stream: where to print; stderr by default.
+            stream: a text stream to print to; stderr by default.
         """
         self._total, self._description, self._unit = total, description, unit
         self._initial = self._done = initial
@@ -354,7 +356,7 @@ class _Bar(tqdm):
     monitor_interval = 0
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def _is_terminal(stream: Any) -> bool:
     try:
         return stream.isatty()
     except (AttributeError, ValueError):

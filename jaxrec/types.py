@@ -15,13 +15,21 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 PyTree = Any
 """Any nested structure of arrays."""
+
+if TYPE_CHECKING:
+    # A static checker cannot know which of the three it meets.
+    Leaf = Any
+else:
+    Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
+    """What a batch is made of: arrays on the device, on the host, or their shapes alone."""
 
 SPECIAL_TOKENS = ("PAD", "BOS")
 """Special tokens in front of every flat vocabulary; PAD is 0, always."""
@@ -33,19 +41,20 @@ class Events:
     """A batch of histories: what happened, oldest first. Batches carry items, never semantic IDs.
 
     Several histories may share a row (packing); `segment` tells them apart and nothing crosses it.
+    The axes are `b t`; a training loop that does several steps a call stacks batches in front.
     """
 
-    item: Int32[Array, "b t"]
+    item: Int32[Leaf, "*b t"]
     """Catalogue row of each event; any value where `segment` is 0."""
-    segment: Int32[Array, "b t"]
+    segment: Int32[Leaf, "*b t"]
     """Which history of the row the event belongs to: 1, 2, ...; 0 is padding."""
-    position: Int32[Array, "b t"]
+    position: Int32[Leaf, "*b t"]
     """Index of the event inside its history, from 0. Does not depend on padding or packing."""
-    time: Int32[Array, "b t"]
+    time: Int32[Leaf, "*b t"]
     """Seconds since the first event of the log."""
-    action: Int32[Array, "b t"]
+    action: Int32[Leaf, "*b t"]
     """Kind of event (click, order, ...), 0 where a log has one kind only."""
-    weight: Float[Array, "b t"]
+    weight: Float[Leaf, "*b t"]
     """Weight of the event *as a target*; 0 means context only."""
 
 
@@ -58,8 +67,8 @@ class Tables:
     that ask for them.
     """
 
-    codes: Int32[Array, "n l"]
-    features: dict[str, Array] = dataclasses.field(default_factory=dict)
+    codes: Int32[Leaf, "n l"]
+    features: dict[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ no room for extra tokens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -190,7 +191,7 @@ class Decoder:
         Normal with `initial_scale`; projections into the residual stream are divided by
         sqrt(2 layers), norms start at 1.
         """
-        return unbox(self._boxed(key, space))
+        return _init(self, key, space)
 
     def axes(self, space: TokenSpace) -> PyTree:
         """Logical axis names of every parameter: the tree of `init` with a tuple at each leaf."""
@@ -414,6 +415,12 @@ class _Merge(nn.Module):
         if self.item_buckets:
             x = x + Embedding(self.cfg, self.item_buckets, name="items")(item % self.item_buckets)
         return x
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "space"))
+def _init(decoder: Decoder, key: Array, space: TokenSpace) -> PyTree:
+    """Compiled, so that the arithmetic of the pieces, whose results nobody reads, is dropped."""
+    return unbox(decoder._boxed(key, space))
 
 
 def _apply(module: nn.Module, params: PyTree, *inputs: Any, key: Array | None = None) -> Any:

@@ -1,7 +1,7 @@
 """An endless shuffled order of numbers that can be read at any place: a keyed permutation.
 
 Grain's own shuffle is such a permutation too, but is called from Python once per element, and that
-took three quarters of the time of a packed batch. This one permutes a whole block in numpy and
+took most of the time of a packed batch. This one permutes a whole block in numpy and
 keeps no table, so an order over billions of events costs no memory.
 """
 

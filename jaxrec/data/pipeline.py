@@ -136,6 +136,11 @@ class UserCentric:
                 "than length, or a window would have no target of its own."
             )
 
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """Rows and events of a batch over all hosts."""
+        return self.rows, self.length
+
     def __call__(
         self, histories: Histories, split: Split, *, seed: int, host: int = 0, hosts: int = 1
     ) -> BatchStream:
@@ -186,6 +191,11 @@ class TargetCentric:
         _check_sizes("TargetCentric", self.length, self.rows)
         if self.min_history < 0:
             raise ValueError(f"TargetCentric: min_history={self.min_history} must be 0 or more.")
+
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """Rows and events of a batch over all hosts."""
+        return self.rows, self.length + 1
 
     def __call__(
         self, histories: Histories, split: Split, *, seed: int, host: int = 0, hosts: int = 1

@@ -36,8 +36,8 @@ def tell_data(data: Prepared) -> None:
         f"{int(lengths.max())})\n"
         f"      split {data.split.name}: {len(data.split.validation):,} validation and "
         f"{len(data.split.test):,} test cases\n"
-        f"      {ties['tied']:.1%} of the events share their time with another of the same user; "
-        f"they are ordered by {histories.ties!r}"
+        f"      the last event of {ties['tied']:.1%} of the users shares its time with another of "
+        f"theirs; such events are ordered by {histories.ties!r}"
     )
 
 

@@ -60,6 +60,8 @@ class HashedTfidf:
         del table
         counts = count_features(texts, self.buckets, self.ngram)
         weighted = tfidf(counts, fit_mask)
+        # Most buckets are empty, and what no fitted item has gets no direction anyway.
+        weighted = weighted[:, np.unique(weighted[fit_mask].indices)]
         with Progress(_POWER_ITERATIONS + 1, "TF-IDF, SVD", unit="passes") as progress:
             directions = truncated_svd(weighted[fit_mask], self.dimension, seed, progress)
         vectors = weighted @ directions

@@ -79,7 +79,7 @@ def recipe_lines(recipe: Recipe, items: int) -> list[str]:
     lines = [
         f"recipe {recipe.name}: token space {space.sizes}"
         f"{' (the last is an extra digit)' if space.has_extra_digit else ''}, {items:,} items",
-        f"parameters: {costs['parameters']:,}; state with moments and gradient "
+        f"parameters: {costs['parameters']:,.0f}; state with moments and gradient "
         f"{costs['state_bytes'] / MEBIBYTE:.1f} MiB",
         f"a step: {rows} rows x {length} events, {costs['flops_per_step'] / 1e9:.2f} GFLOP",
         "mesh: " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),

@@ -66,7 +66,7 @@ def forecast(recipe: Recipe, space: TokenSpace) -> dict[str, float]:
     rows, length = recipe.stages[0].feed.batch_shape
     parameters = recipe.generator.parameters(space)
     return {
-        "parameters": parameters,
+        "parameters": float(parameters),
         "flops_per_step": recipe.generator.flops(space, rows, length),
         "state_bytes": 16.0 * parameters,
     }

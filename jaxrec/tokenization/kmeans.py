@@ -360,8 +360,10 @@ def fit_kmeans(
     k = max(1, min(k, int(count_distinct(points, weights))))
     start = start_plus_plus if points.shape[0] <= 8 * k else start_parallel
     best = None
-    for run in range(restarts):
-        centroids = start(jax.random.fold_in(key, run), points, weights, k)
+    for run in range(restarts if k > 1 else 1):
+        centroids = (
+            points[:1] if k == 1 else start(jax.random.fold_in(key, run), points, weights, k)
+        )
         fit = lloyd(
             points,
             centroids,

@@ -19,7 +19,7 @@ Decode = Callable[[np.ndarray], np.ndarray]
 Numbers = dict[str, int | float]
 
 _COLLAPSED = 0.5
-_SKEWED = 0.7
+_SKEWED = 0.8
 _TOO_MANY_LOST = 0.05
 _TOO_MANY_DUPLICATES = 0.01
 _LARGE_BUCKET = 64

@@ -1,10 +1,14 @@
 """A small catalogue and batches of histories for the tests of decoders."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.backbones.decoder import Decoder
+from jaxrec.objectives.next_token import next_token_loss
 from jaxrec.types import Events, Tables, TokenSpace
 
 SPACE = TokenSpace((7, 5, 3))
@@ -49,3 +53,55 @@ class World:
     space: TokenSpace
     tables: Tables
     codes: np.ndarray
+
+
+# A decoder hashes, so it is a static argument: one compilation for all tests that share it.
+static = functools.partial(jax.jit, static_argnames=("decoder", "space"))
+
+
+@static
+def forward(decoder: Decoder, params, tables, batch, space=SPACE, key=None):
+    """Logits of every event."""
+    return decoder.forward(params, tables, batch, space, key=key)
+
+
+@static
+def prefill(decoder: Decoder, params, tables, batch, space=SPACE):
+    """A cache of one beam per row."""
+    return decoder.prefill(params, tables, batch, space)
+
+
+@static
+def first_step(decoder: Decoder, params, cache, codes, parents, space=SPACE):
+    """Level 0."""
+    return decoder.step(params, cache, codes, parents, 0, space)
+
+
+@static
+def later_step(decoder: Decoder, params, cache, codes, parents, level, space=SPACE):
+    """A traced level."""
+    return decoder.step(params, cache, codes, parents, level, space)
+
+
+def mean_loss(decoder, params, tables, batch, key=None):
+    """Loss per event."""
+    logits = decoder.forward(params, tables, batch, SPACE, key=key)
+    total, weight = next_token_loss(logits, tables.codes[batch.item], batch.weight)
+    return total / weight
+
+
+loss_and_slope = functools.partial(jax.jit, static_argnums=0)(
+    jax.value_and_grad(mean_loss, argnums=1)
+)
+
+
+def random_params(decoder, scale=0.3, space=SPACE):
+    """Parameters large enough for every path to matter, norms around 1; drawn in numpy."""
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), space))
+
+    def draw(path, leaf):
+        numbers = scale * random.normal(size=leaf.shape) + (path[-1].key == "scale")
+        return jnp.asarray(numbers, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -7,17 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_world import SPACE, make_events
 from decoder_reference import reference_logits
+from decoder_world import (
+    SPACE,
+    first_step,
+    forward,
+    later_step,
+    loss_and_slope,
+    make_events,
+    prefill,
+    random_params,
+)
 
 from jaxrec.backbones.decoder import Decoder
-from jaxrec.objectives.next_token import next_token_loss
 from jaxrec.types import Tables, TokenSpace
 
-# A large initial scale makes every path matter; grouped heads and unequal levels everywhere.
-BASE = Decoder(
-    layers=2, width=16, heads=4, kv_heads=2, feedforward=24, dropout=0.0, initial_scale=0.3
-)
+# Grouped heads and unequal levels everywhere.
+BASE = Decoder(layers=2, width=16, heads=4, kv_heads=2, feedforward=24, dropout=0.0)
 SHAPES = {
     "merged": dataclasses.replace(BASE, item_buckets=11, head_layers=2, head_feedforward=20),
     "flat": dataclasses.replace(BASE, history="flat"),
@@ -27,24 +33,9 @@ HISTORIES = [[3, 9, 27, 14], [5, 5], [8, 1, 30]]
 
 @pytest.fixture(scope="module", params=SHAPES)
 def model(request):
-    """A decoder and its parameters, norms moved off 1."""
+    """A decoder and its parameters."""
     decoder = SHAPES[request.param]
-    params = decoder.init(jax.random.key(0), SPACE)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
-    return decoder, params
-
-
-def forward(decoder, params, tables, batch, **options):
-    return jax.jit(decoder.forward, static_argnames="space")(
-        params, tables, batch, space=SPACE, **options
-    )
-
-
-def loss(decoder, params, tables, batch, key=None):
-    logits = decoder.forward(params, tables, batch, SPACE, key=key)
-    total, weight = next_token_loss(logits, tables.codes[batch.item], batch.weight)
-    return total / weight
+    return decoder, random_params(decoder)
 
 
 def log_softmax(logits):
@@ -90,7 +81,7 @@ def test_what_stands_in_the_padding_does_not_matter(model, world):
     np.testing.assert_array_equal(
         ours[0, :9], forward(decoder, params, world.tables, rubbish)[0, :9]
     )
-    slope = jax.jit(jax.grad(lambda p: loss(decoder, p, world.tables, rubbish)))(params)
+    _, slope = loss_and_slope(decoder, params, world.tables, rubbish)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slope))
 
 
@@ -128,11 +119,9 @@ def test_steps_continue_what_forward_computes(model, world):
     histories = [[3, 9, 27, 14, 2], [5, 5], []]
     random = np.random.default_rng(0)
     batch = make_events(*[[h] for h in histories], length=5)
-    prefill = jax.jit(decoder.prefill, static_argnames="space")
-    step = jax.jit(decoder.step, static_argnames="space")
-    cache = prefill(params, world.tables, batch, space=SPACE)
+    cache = prefill(decoder, params, world.tables, batch)
     zeros = jnp.zeros((3, 1), jnp.int32)
-    logits, cache = decoder.step(params, cache, zeros, zeros, 0, SPACE)
+    logits, cache = first_step(decoder, params, cache, zeros, zeros)
     prefixes = np.zeros((3, 1, 0), np.int32)
     seen = [(prefixes, np.asarray(logits))]
     for level, beams in ((1, 4), (2, 3)):
@@ -140,45 +129,51 @@ def test_steps_continue_what_forward_computes(model, world):
         codes = random.integers(0, SPACE.sizes[level - 1], (3, beams)).astype(np.int32)
         kept = np.take_along_axis(prefixes, parents[..., None], axis=1)
         prefixes = np.concatenate([kept, codes[..., None]], axis=-1)
-        logits, cache = step(
-            params, cache, jnp.asarray(codes), jnp.asarray(parents), jnp.int32(level), space=SPACE
-        )
+        codes, parents = jnp.asarray(codes), jnp.asarray(parents)
+        logits, cache = later_step(decoder, params, cache, codes, parents, jnp.int32(level))
         seen.append((prefixes, np.asarray(logits)))
-    for level, (prefixes, logits) in enumerate(seen):
-        for row, beam in itertools.product(range(3), range(prefixes.shape[1])):
-            item = np.array([*prefixes[row, beam], 0, 0, 0][:3], np.int32)
-            tables = Tables(jnp.asarray(np.concatenate([world.codes, item[None]])))
-            target = make_events([[*histories[row], 40]], length=6)
-            expected = forward(decoder, params, tables, target)[0, len(histories[row]), level]
-            np.testing.assert_allclose(logits[row, beam], expected, atol=2e-5)
+    # every beam as a history of its own, whose last item has the codes that the beam chose
+    places = [
+        (level, row, beam)
+        for level, (prefixes, _) in enumerate(seen)
+        for row, beam in np.ndindex(prefixes.shape[:2])
+    ]
+    items = [[*seen[level][0][row, beam], 0, 0, 0][:3] for level, row, beam in places]
+    tables = Tables(jnp.asarray(np.concatenate([world.codes, np.array(items, np.int32)])))
+    rows = [[[*histories[row], len(world.codes) + i]] for i, (_, row, _) in enumerate(places)]
+    whole = forward(decoder, params, tables, make_events(*rows, length=6))
+    for i, (level, row, beam) in enumerate(places):
+        expected = whole[i, len(histories[row]), level]
+        np.testing.assert_allclose(seen[level][1][row, beam], expected, atol=2e-5)
 
 
 def test_the_sum_of_steps_is_the_likelihood_of_the_item(model, world):
     decoder, params = model
     history, target = [3, 9, 27], 14
-    batch = make_events([history], length=3)
-    whole = make_events([[*history, target]], length=4)
+    whole = make_events([[*history, target]], length=11)
     logits = np.asarray(forward(decoder, params, world.tables, whole))[0, 3]
     codes = world.codes[target]
     expected = log_softmax(logits)[np.arange(3), codes].sum()
-    cache = decoder.prefill(params, world.tables, batch, SPACE)
-    zero, total = jnp.zeros((1, 1), jnp.int32), 0.0
-    for level, code in enumerate(codes):
+    cache = prefill(decoder, params, world.tables, make_events([history], length=5))
+    zero = jnp.zeros((1, 1), jnp.int32)
+    logits, cache = first_step(decoder, params, cache, zero, zero)
+    total = log_softmax(np.asarray(logits)[0, 0])[codes[0]]
+    for level in (1, 2):
         chosen = jnp.full((1, 1), codes[level - 1], jnp.int32)
-        logits, cache = decoder.step(params, cache, chosen, zero, level, SPACE)
-        total += log_softmax(np.asarray(logits)[0, 0])[code]
+        logits, cache = later_step(decoder, params, cache, chosen, zero, jnp.int32(level))
+        total += log_softmax(np.asarray(logits)[0, 0])[codes[level]]
     np.testing.assert_allclose(total, expected, atol=1e-5)
 
 
 def test_levels_scan_to_the_same_logits(model, world):
-    """Levels of one size may run as a `lax.scan` with a traced level."""
+    """Levels may run as a `lax.scan` whose carry is the cache."""
     decoder, params = model
     batch = make_events([[3, 9]], [[4]], length=3)
     codes = jnp.array([[1, 0], [2, 2]], jnp.int32)
     parents = jnp.array([[1, 0], [0, 0]], jnp.int32)
-    cache = decoder.prefill(params, world.tables, batch, SPACE)
+    cache = prefill(decoder, params, world.tables, batch)
     start = jnp.zeros((2, 2), jnp.int32)
-    _, cache = decoder.step(params, cache, start, start, 0, SPACE)
+    _, cache = first_step(decoder, params, cache, start, start)
 
     def body(cache, level):
         logits, cache = decoder.step(params, cache, codes, parents, level, SPACE)
@@ -186,32 +181,34 @@ def test_levels_scan_to_the_same_logits(model, world):
 
     _, scanned = jax.lax.scan(body, cache, jnp.arange(1, 3, dtype=jnp.int32))
     for level, expected in zip((1, 2), scanned):
-        logits, cache = decoder.step(params, cache, codes, parents, level, SPACE)
+        logits, cache = later_step(decoder, params, cache, codes, parents, jnp.int32(level))
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_caches_hold_the_history_once(world):
-    batch = make_events([[3, 9]], length=4)
     flat = SHAPES["flat"]
-    cache = flat.prefill(flat.init(jax.random.key(0), SPACE), world.tables, batch, SPACE)
-    codes = jnp.zeros((1, 6), jnp.int32)
-    for level in range(3):
-        parents = codes if level < 2 else codes + 5
-        _, cache = flat.step(
-            flat.init(jax.random.key(0), SPACE), cache, codes, parents, level, SPACE
-        )
+    batch = make_events([[3, 9]], length=4)
+
+    def decode(params):
+        cache = flat.prefill(params, world.tables, batch, SPACE)
+        codes = jnp.zeros((1, 6), jnp.int32)
+        for level in range(3):
+            parents = codes if level == 0 else codes + 5
+            _, cache = flat.step(params, cache, codes, parents, level, SPACE)
+        return cache
+
+    cache = jax.eval_shape(decode, jax.eval_shape(lambda: flat.init(jax.random.key(0), SPACE)))
     assert cache.keys.shape == (2, 1, 1 + 4 * 3, 2, 4)  # no axis of beams
     assert cache.beam_keys.shape == (2, 1, 6, 2, 2, 4)
-    assert np.asarray(cache.key_mask)[0].tolist() == [True] * 7 + [False] * 6
 
 
-def test_a_single_level_decodes(world):
-    space = TokenSpace((9,))
-    codes = jnp.asarray(np.arange(40, dtype=np.int32)[:, None] % 9)
-    for decoder in SHAPES.values():
-        params = decoder.init(jax.random.key(0), space)
-        cache = decoder.prefill(params, Tables(codes), make_events([[3]], length=2), space)
-        zero = jnp.zeros((1, 1), jnp.int32)
-        logits, _ = decoder.step(params, cache, zero, zero, 0, space)
-        whole = decoder.forward(params, Tables(codes), make_events([[3, 8]], length=2), space)
-        np.testing.assert_allclose(logits[0, 0], whole[0, 1, 0], atol=1e-5)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_single_level_decodes(shape, world):
+    decoder, space = SHAPES[shape], TokenSpace((9,))
+    tables = Tables(jnp.asarray(np.arange(40, dtype=np.int32)[:, None] % 9))
+    params = random_params(decoder, space=space)
+    zero = jnp.zeros((1, 1), jnp.int32)
+    cache = prefill(decoder, params, tables, make_events([[3]], length=2), space=space)
+    logits, _ = first_step(decoder, params, cache, zero, zero, space=space)
+    whole = forward(decoder, params, tables, make_events([[3, 8]], length=2), space=space)
+    np.testing.assert_allclose(logits[0, 0], whole[0, 1, 0], atol=1e-5)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding_toys import example, random_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import example, random_codes
 
 from jaxrec.decoding import build_catalogue
 from jaxrec.decoding.catalogue import children, node_at

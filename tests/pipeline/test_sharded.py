@@ -74,6 +74,4 @@ def answers_of(context, params, data):
     batches = ranked_batches(
         data.histories, positions, history=context.history, rows=context.rows, mask_seen=True
     )
-    return context.ranker(
-        params, context.tables, context.catalogue, batches, cases=len(positions)
-    )
+    return context.ranker(params, context.tables, context.catalogue, batches, cases=len(positions))

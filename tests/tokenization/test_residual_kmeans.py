@@ -129,10 +129,10 @@ def test_rotation_rotates_the_codebooks_and_nothing_else():
 
 def test_a_planted_hierarchy_is_recovered():
     generator = np.random.default_rng(4)
-    coarse, fine = generator.normal(size=(8, 16)) * 10, generator.normal(size=(8, 16))
-    first, second = generator.integers(0, 8, 1500), generator.integers(0, 8, 1500)
-    vectors = coarse[first] + fine[second] + 0.02 * generator.normal(size=(1500, 16))
-    quantizer = ResidualKMeans(levels=2, codes=8, restarts=4)
+    coarse, fine = generator.normal(size=(16, 12)) * 10, generator.normal(size=(16, 12))
+    first, second = generator.integers(0, 16, 800), generator.integers(0, 16, 800)
+    vectors = coarse[first] + fine[second] + 0.02 * generator.normal(size=(800, 12))
+    quantizer = ResidualKMeans(levels=2, codes=16, restarts=4)
     for seed in range(3):
         state = quantizer.fit(jax.random.key(seed), vectors)
         codes = np.asarray(quantizer.encode(state, vectors))
@@ -162,7 +162,7 @@ def test_levels_may_differ_in_size():
 
 def test_more_codes_than_rows_are_capped_and_reported():
     quantizer = ResidualKMeans(levels=2, codes=64)
-    few = np.repeat(clustered(rows=10), 3, 0)
+    few = np.repeat(clustered(rows=10), 80, 0)
     state = quantizer.fit(KEY, few)
     assert quantizer.sizes(state)[0] == 10
     report = quantizer.report(state)
@@ -175,9 +175,10 @@ def test_more_codes_than_rows_are_capped_and_reported():
 
 
 def test_constant_vectors_give_one_code_a_level():
-    state = SMALL.fit(KEY, np.full((20, 3), 0.3, np.float32))
+    constant = np.full((800, 12), 0.3, np.float32)
+    state = SMALL.fit(KEY, constant)
     assert SMALL.sizes(state) == (1, 1, 1)
-    np.testing.assert_array_equal(SMALL.encode(state, np.full((2, 3), 0.3)), np.zeros((2, 3)))
+    np.testing.assert_array_equal(SMALL.encode(state, constant), np.zeros((800, 3)))
 
 
 def test_normalised_residuals_follow_the_definition():

@@ -22,20 +22,21 @@ from jaxrec.tokenization import (
 KEY = jax.random.key(0)
 VECTORS = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
 VECTORS[7] = VECTORS[3]
+SEEN = VECTORS[:300]
 ITEMS = [f"item {row}" for row in range(400)]
-SMALL = ResidualKMeans(levels=2, codes=16, iterations=10)
+SMALL = ResidualKMeans(levels=2, codes=20, iterations=10)
 
 
 def test_ids_reports_and_files_agree(tmp_path):
-    order = popularity_order(np.arange(400) % 13)
-    ids, report = Tokenizer(SMALL)(KEY, VECTORS, items=ITEMS, order=order)
+    order = popularity_order(np.arange(300) % 13)
+    ids, report = Tokenizer(SMALL)(KEY, SEEN, items=ITEMS[:300], order=order)
     assert report["final"]["is_unique"]
     assert report["final"]["sizes"] == list(ids.space.sizes)
     assert ids.space.has_extra_digit
     assert ids.semantic_levels == 2
     assert report["collisions"]["policy"] == "ExtraDigit"
     assert report["quality"]["duplicates"]["n_duplicate_rows"] == 1
-    assert report["fit"]["n_fitted_rows"] == 400
+    assert report["fit"]["n_fitted_rows"] == 300
     assert json.loads(json.dumps(report)) == report
     # The row served first in a bucket has digit 0: row 7 (popularity 7) comes before row 3.
     assert ids.codes[7, 2] < ids.codes[3, 2]
@@ -45,26 +46,25 @@ def test_ids_reports_and_files_agree(tmp_path):
     assert back.assignment_id == report["final"]["assignment_id"]
     # The saved state encodes items as the fitted one did.
     state = SMALL.from_arrays(back.state)
-    np.testing.assert_array_equal(SMALL.encode(state, VECTORS), ids.codes[:, :2])
+    np.testing.assert_array_equal(SMALL.encode(state, SEEN), ids.codes[:, :2])
 
 
 def test_equal_keys_give_equal_ids():
-    first, _ = Tokenizer(SMALL)(KEY, VECTORS, items=ITEMS)
-    again, _ = Tokenizer(SMALL)(KEY, VECTORS, items=ITEMS)
-    other, _ = Tokenizer(SMALL)(jax.random.key(1), VECTORS, items=ITEMS)
+    first, _ = Tokenizer(SMALL)(KEY, SEEN, items=ITEMS[:300])
+    again, _ = Tokenizer(SMALL)(KEY, SEEN, items=ITEMS[:300])
+    other, _ = Tokenizer(SMALL)(jax.random.key(1), SEEN, items=ITEMS[:300])
     assert first.assignment_id == again.assignment_id
     assert first.space_id != other.space_id
 
 
 @pytest.mark.parametrize("policy", [Reassign(), Reassign(moves="cheapest"), Keep()])
 def test_policies_share_the_quantizers_codes(policy):
-    vectors = VECTORS[:250]
-    kept, _ = Tokenizer(SMALL, Keep())(KEY, vectors, items=ITEMS[:250])
-    ids, report = Tokenizer(SMALL, policy)(KEY, vectors, items=ITEMS[:250])
-    assert ids.space.sizes == (16, 16)
+    kept, _ = Tokenizer(SMALL, Keep())(KEY, SEEN, items=ITEMS[:300])
+    ids, report = Tokenizer(SMALL, policy)(KEY, SEEN, items=ITEMS[:300])
+    assert ids.space.sizes == (20, 20)
     assert ids.space_id == kept.space_id
     assert report["final"]["is_unique"] == (policy != Keep())
-    untouched = np.setdiff1d(np.arange(250), report["collisions"]["changed_rows"])
+    untouched = np.setdiff1d(np.arange(300), report["collisions"]["changed_rows"])
     np.testing.assert_array_equal(ids.codes[untouched], kept.codes[untouched])
 
 

@@ -74,7 +74,7 @@ def main(folder: str, compiled: str, seed: str) -> None:
     assert attempt(Path(folder) / "calm", 0)
     generator = np.random.default_rng(int(seed))
     for kills in range(ATTEMPTS):
-        if attempt(Path(folder) / "killed", int(generator.integers(20, 300))):
+        if attempt(Path(folder) / "killed", int(generator.integers(20, 200))):
             print(f"killed {kills} times", flush=True)
             return
     raise SystemExit(f"not finished after {ATTEMPTS} attempts")

@@ -117,14 +117,13 @@ def test_a_death_between_best_and_checkpoint_keeps_the_old_best(tmp_path, one, c
     assert Checkpoints(tmp_path / "best").steps() == [6]
 
 
-def test_resuming_with_several_steps_per_call(tmp_path, one):
-    calm = run(tmp_path / "calm", one, steps_per_call=4, checkpoint_every=4, validate_every=4)
-    options = {"checkpoint_every": 4, "validate_every": 4}
-    stream = Acts(lambda: os.kill(os.getpid(), signal.SIGTERM), 9)
+def test_resuming_between_the_boundaries_of_a_call(tmp_path, one, calm):
+    stream = Acts(lambda: os.kill(os.getpid(), signal.SIGTERM), 8)
     with pytest.raises(Preempted) as stop:
-        run(tmp_path / "cut", one, batches=stream, **options)
-    assert stop.value.step == 10  # between the boundaries of four
-    result = run(tmp_path / "cut", one, steps_per_call=4, **options)
+        run(tmp_path, one, batches=stream)
+    assert stop.value.step == 9
+    # Calls of two steps begin at even steps: the first call of this session has one step.
+    result = run(tmp_path, one, steps_per_call=2, checkpoint_every=6)
     for mine, theirs in zip(timeless(result.history), timeless(calm.history), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
