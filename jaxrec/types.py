@@ -9,32 +9,31 @@ One letter means one thing in every signature of the project:
     v  text vocabulary
 
 Items are rows of the catalogue, `0 .. n-1`. Padding is never an item number: it is `segment == 0`.
+
+Fields of the pytrees below are not checked at run time: a batch may live on the host (numpy) or on
+the device, and tree operations put shapes, shardings and flags where the arrays were.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, no_type_check
 
 import jax
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 PyTree = Any
 """Any nested structure of arrays."""
 
-if TYPE_CHECKING:
-    # A static checker cannot know which of the three it meets.
-    Leaf = Any
-else:
-    Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
-    """What a batch is made of: arrays on the device, on the host, or their shapes alone."""
+Leaf = Any
+"""An array on the host or on the device, or only its shape: what pytrees below are made of."""
 
 SPECIAL_TOKENS = ("PAD", "BOS")
 """Special tokens in front of every flat vocabulary; PAD is 0, always."""
 
 
+@no_type_check
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
 class Events:
@@ -44,20 +43,21 @@ class Events:
     The axes are `b t`; a training loop that does several steps a call stacks batches in front.
     """
 
-    item: Int32[Leaf, "*b t"]
+    item: Int32[Leaf, "b t"]
     """Catalogue row of each event; any value where `segment` is 0."""
-    segment: Int32[Leaf, "*b t"]
+    segment: Int32[Leaf, "b t"]
     """Which history of the row the event belongs to: 1, 2, ...; 0 is padding."""
-    position: Int32[Leaf, "*b t"]
+    position: Int32[Leaf, "b t"]
     """Index of the event inside its history, from 0. Does not depend on padding or packing."""
-    time: Int32[Leaf, "*b t"]
+    time: Int32[Leaf, "b t"]
     """Seconds since the first event of the log."""
-    action: Int32[Leaf, "*b t"]
+    action: Int32[Leaf, "b t"]
     """Kind of event (click, order, ...), 0 where a log has one kind only."""
-    weight: Float[Leaf, "*b t"]
+    weight: Float[Leaf, "b t"]
     """Weight of the event *as a target*; 0 means context only."""
 
 
+@no_type_check
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
 class Tables:
@@ -122,12 +122,13 @@ class TokenSpace:
         return len(self.specials) + sum(self.sizes)
 
 
+@no_type_check
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
 class Ranked:
     """An answer: items from best to worst. Where `valid` is False there was no item left to give
     (then `items` is -1 and `scores` is -inf)."""
 
-    items: Int32[Array, "b k"]
-    scores: Float[Array, "b k"]
-    valid: Bool[Array, "b k"]
+    items: Int32[Leaf, "b k"]
+    scores: Float[Leaf, "b k"]
+    valid: Bool[Leaf, "b k"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, Key
+from jaxtyping import Array, Float, Int32
 
 from jaxrec import parallel
 from jaxrec.backbones.attention import IMPLEMENTATIONS, attention, shared_history_attention
@@ -143,7 +143,7 @@ def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t 
 
 
 def dropout(
-    key: Key[Array, ""], x: Float[Array, "*n d"], rate: float, shape: tuple[int, ...] | None = None
+    key: Array, x: Float[Array, "*n d"], rate: float, shape: tuple[int, ...] | None = None
 ) -> Float[Array, "*n d"]:
     """Zeroes a share `rate` of the numbers and scales the others up, so that the mean stays.
 

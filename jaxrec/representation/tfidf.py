@@ -18,6 +18,8 @@ from jaxrec.tracking import Progress
 
 _OVERSAMPLE = 16
 _POWER_ITERATIONS = 4
+_RANK_TOLERANCE = 1e-12
+"""Squared singular values below this fraction of the largest are taken for rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,19 +129,34 @@ def truncated_svd(matrix: Any, rank: int, seed: int, progress: Any = None) -> np
     if width == 0:
         return directions
     sample = np.random.default_rng(seed).standard_normal((rows, width))
-    basis = np.linalg.qr(matrix.T @ sample)[0]
+    basis = _orthonormal(matrix.T @ sample)
     for _ in range(_POWER_ITERATIONS):
-        basis = np.linalg.qr(matrix.T @ np.linalg.qr(matrix @ basis)[0])[0]
+        basis = _orthonormal(matrix.T @ (matrix @ basis))
         if progress is not None:
             progress.update(1)
-    _, values, inner = np.linalg.svd(matrix @ basis, full_matrices=False)
+    scores = matrix @ basis
+    energies, inner = np.linalg.eigh(scores.T @ scores)
+    energies, inner = energies[::-1][:rank], inner[:, ::-1][:, :rank]
     if progress is not None:
         progress.update(1)
-    real = int(np.sum(values[:rank] > 1e-10 * max(values[0], 1e-300)))
-    found = basis @ inner[:real].T
+    real = int(np.sum(energies > _RANK_TOLERANCE * max(energies.max(initial=0.0), 1e-300)))
+    found = basis @ inner[:, :real]
     largest = np.argmax(np.abs(found), 0)
     directions[:, :real] = found * np.sign(found[largest, np.arange(real)])
     return directions
+
+
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the columns, without those that depend on the others.
+
+    Through the Gram matrix, twice: many times faster than a QR of so tall a matrix, and the second
+    pass removes the rounding of the first.
+    """
+    for _ in range(2):
+        energies, directions = np.linalg.eigh(columns.T @ columns)
+        live = energies > _RANK_TOLERANCE * max(energies.max(initial=0.0), 1e-300)
+        columns = columns @ (directions[:, live] / np.sqrt(energies[live]))
+    return columns
 
 
 def _features(text: str, ngram: int) -> list[str]:

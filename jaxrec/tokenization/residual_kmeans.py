@@ -162,11 +162,7 @@ class ResidualKMeans:
             codes: Int[n, m], the first m levels.
         """
         known = check_codes(codes, self.sizes(state))
-        scales = jnp.cumprod(state.scales)
-        vectors = jnp.broadcast_to(state.offset, (known.shape[0], state.offset.shape[0]))
-        for level in range(known.shape[1]):
-            vectors = vectors + scales[level] * state.codebooks[level][known[:, level]]
-        return vectors
+        return _decode(state.offset, state.codebooks, state.scales, known)
 
     def sizes(self, state: ResidualState) -> tuple[int, ...]:
         """Codes of each level as fitted."""
@@ -250,6 +246,15 @@ def _encode(
         return jnp.stack(codes, -1)
 
     return map_rows(encode_block, points, block)
+
+
+@jax.jit
+def _decode(offset: Array, codebooks: tuple[Array, ...], scales: Array, codes: Array) -> Array:
+    scales = jnp.cumprod(scales)
+    vectors = jnp.broadcast_to(offset, (codes.shape[0], offset.shape[0]))
+    for level in range(codes.shape[1]):
+        vectors = vectors + scales[level] * codebooks[level][codes[:, level]]
+    return vectors
 
 
 def _unit(vectors: Array) -> Array:

@@ -89,7 +89,7 @@ def test_a_code_influences_exactly_what_comes_after_it_in_its_history(model, wor
     decoder, params = model
     histories = [[3, 9, 27], [5, 8]]  # distinct items, so that one code is one place
     flat = [(s, item, level) for s, h in enumerate(histories) for item in h for level in range(3)]
-    changed = np.tile(world.codes, (len(flat), 1, 1))
+    changed = np.tile(world.codes, (len(flat) + 1, 1, 1))  # the last stays as it is
     for index, (_, item, level) in enumerate(flat):
         changed[index, item, level] = (changed[index, item, level] + 1) % SPACE.sizes[level]
     batch = make_events(histories, length=6)
@@ -97,9 +97,9 @@ def test_a_code_influences_exactly_what_comes_after_it_in_its_history(model, wor
     def logits(codes):
         return decoder.forward(params, Tables(codes), batch, SPACE)[0, :5].reshape(len(flat), -1)
 
-    before = logits(jnp.asarray(world.codes))
-    after = jax.jit(jax.vmap(logits))(jnp.asarray(changed))
-    moved = np.abs(np.asarray(after - before)).max(-1) > 1e-6
+    answers = np.asarray(jax.jit(jax.vmap(logits))(jnp.asarray(changed)))
+    # logits are around 5: rounding moves them by some 1e-5, the weakest influence by more than 1e-3
+    moved = np.abs(answers[:-1] - answers[-1]).max(-1) > 1e-4
     for source, target in itertools.product(range(len(flat)), repeat=2):
         expected = flat[source][0] == flat[target][0] and source < target
         assert moved[source, target] == expected, (flat[source], flat[target])

@@ -89,6 +89,9 @@ def test_is_a_pytree_with_static_shape_numbers():
     assert len(leaves) == 6
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.int32 for leaf in leaves)
     assert tree == jax.tree.structure(example()[0])
+    shapes = jax.eval_shape(lambda index: index, catalogue)  # what ahead-of-time lowering passes
+    assert jax.tree.structure(shapes) == tree
+    jax.jit(lambda index: index.item + 1).lower(shapes).compile()
     again = jax.tree.unflatten(tree, leaves)
     assert (again.nodes, again.fanout, again.space) == (
         catalogue.nodes,
