@@ -141,6 +141,11 @@ def lock(path: Path | str, *, wait: bool) -> Generator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def cache_folder() -> Path:
+    """Where downloads and compiled programs are kept: $JAXREC_CACHE, or ~/.cache/jaxrec."""
+    return Path(os.environ.get("JAXREC_CACHE") or Path.home() / ".cache" / "jaxrec")
+
+
 def _umask() -> int:
     # The only way to read the mask is to set it.
     mask = os.umask(0o022)

@@ -1,11 +1,22 @@
 """Test-wide set-up: eight fake CPU devices, and runtime checks of every annotated shape."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAXREC_PROGRESS", "0")  # no progress among the dots
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Tests compile the same programs many times, in workers and subprocesses too: compile once.
+    compiled = tempfile.mkdtemp(prefix="jaxrec-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from pathlib import Path
 

@@ -23,8 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxrec.data.datasets.movielens import cache_folder
-from jaxrec.files import write_json
+from jaxrec.files import cache_folder, write_json
 
 # GiB of high-bandwidth memory that each JAX device of a generation has. A TPU7x chip is two.
 MEMORY = {"v4": 32.0, "v5e": 15.75, "v5p": 95.0, "v6e": 31.25, "tpu7x": 96.0}

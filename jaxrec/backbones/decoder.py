@@ -34,6 +34,8 @@ from jaxrec.backbones.layers import (
     Linear,
     RMSNorm,
     Stack,
+    draw_kept,
+    drop,
     logical_axes,
     rope_rotation,
     unbox,
@@ -221,7 +223,7 @@ class Decoder:
         Returns:
             float32 logits; codes beyond the size of a level get -1e9.
         """
-        inner_key, head_key = (None, None) if key is None else jax.random.split(key)
+        input_key, layer_keys, head_key = self._dropout_keys(key)
         vectors = self._code_vectors(params, tables, batch.item, space)
         starts = _segment_starts(batch.segment)
         bos = self._tokens(params, jnp.asarray(BOS), space)
@@ -229,18 +231,15 @@ class Decoder:
             prefix, total = _prefix_sums(vectors)
             x = _after(bos, self._merge(params, total, batch.item), starts)
             metadata = TokenMetadata(batch.segment, batch.position)
-            states = self._run(params, x, metadata, key=inner_key)
-            logits = _apply(
-                CodeHead(self.head, space, self.head_layers),
-                params["head"],
-                states,
-                prefix,
-                key=head_key,
-            )
+            x = self._drop_input(x, input_key)
+            states, _ = self._run(params, x, metadata, keys=layer_keys)
+            head = CodeHead(self.head, space, self.head_layers)
+            logits = _apply(head, params["head"], states, prefix, None, head_key)
         else:
             x = _after(bos, _flatten(vectors), _spread(starts, space.levels))
             metadata = _token_metadata(batch.segment, batch.position, space.levels)
-            states = self._run(params, x, metadata, key=inner_key)
+            x = self._drop_input(x, input_key)
+            states, _ = self._run(params, x, metadata, keys=layer_keys)
             states = jnp.moveaxis(states.reshape(*batch.item.shape, space.levels, -1), 2, 0)
             logits = _apply(CodeLogits(self.stack, space), params["head"], states)
         return jnp.moveaxis(logits, 0, 2)
@@ -351,18 +350,24 @@ class Decoder:
         metadata: TokenMetadata,
         *,
         keep: bool = False,
-        key: Array | None = None,
-    ) -> Any:
+        keys: Array | None = None,
+    ) -> tuple[Array, Any]:
         """The layers over whole rows; with `keep`, also every layer's keys and values."""
-        states, kept = _apply(
-            Layers(self.stack, keep),
-            params["history"],
-            x,
-            self._rotation(metadata.position),
-            compile_mask(packed, metadata),
-            key=key,
-        )
-        return (states, kept) if keep else states
+        mask = compile_mask(packed, metadata)
+        rotation = self._rotation(metadata.position)
+        layers = Layers(self.stack, keep)
+        return _apply(layers, params["history"], x, rotation, mask, None, keys)
+
+    def _dropout_keys(self, key: Array | None) -> tuple[Array | None, ...]:
+        """Keys of the input, of every layer, and of the head; None where nothing is dropped."""
+        if key is None or round(self.dropout * 256) == 0:
+            return None, None, None
+        keys = jax.random.split(key, self.layers + 2)
+        return keys[0], keys[1:-1], keys[-1]
+
+    def _drop_input(self, x: Array, key: Array | None) -> Array:
+        kept = None if key is None else draw_kept(key, x.shape, self.dropout)
+        return drop(x, kept, self.dropout)
 
     def _rotation(self, positions: Array) -> Any:
         return rope_rotation(positions, self.stack.head_size, self.rope_base)
@@ -423,9 +428,8 @@ def _init(decoder: Decoder, key: Array, space: TokenSpace) -> PyTree:
     return unbox(decoder._boxed(key, space))
 
 
-def _apply(module: nn.Module, params: PyTree, *inputs: Any, key: Array | None = None) -> Any:
-    rngs = None if key is None else {"dropout": key}
-    return module.apply({"params": params}, *inputs, rngs=rngs)
+def _apply(module: nn.Module, params: PyTree, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *inputs)
 
 
 def _segment_starts(segment: Int32[Array, "b t"]) -> Bool[Array, "b t"]:

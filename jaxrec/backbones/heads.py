@@ -11,7 +11,8 @@ from jaxrec.backbones.layers import (
     Linear,
     RMSNorm,
     Stack,
-    drop_if_training,
+    draw_kept,
+    drop,
     normal,
 )
 from jaxrec.types import TokenSpace
@@ -68,6 +69,8 @@ class CodeHead(nn.Module):
         user: states of the history, `[b t d]`, or with a level `[b 1 d]`.
         prefix: sums of the vectors of the earlier codes, `[l b t d]`, or with a level `[b w d]`.
         level: None for all levels, else the level, which may be traced.
+        key: for dropout of the residual branches, the same draw for all levels; None switches it
+            off.
 
     Returns:
         Logits `[l b t k]` or `[b w k]`.
@@ -78,8 +81,17 @@ class CodeHead(nn.Module):
     layers: int
 
     @nn.compact
-    def __call__(self, user: Array, prefix: Array, level: int | Array | None = None) -> Array:
+    def __call__(
+        self,
+        user: Array,
+        prefix: Array,
+        level: int | Array | None = None,
+        key: Array | None = None,
+    ) -> Array:
         cfg = self.cfg
+        kept = [None] * self.layers
+        if key is not None:
+            kept = list(draw_kept(key, (self.layers, *user.shape), cfg.dropout))
         shape = (self.space.levels, cfg.width)
         levels = self.param("level", normal(cfg.initial_scale, None, "embed"), shape)
         levels = levels.astype(user.dtype)
@@ -88,5 +100,5 @@ class CodeHead(nn.Module):
         for layer in range(self.layers):
             normed = RMSNorm(name=f"norm_{layer}")(x)
             branch = FeedForward(cfg, name=f"feedforward_{layer}")(normed)
-            x = x + drop_if_training(self, branch, cfg.dropout, user.shape)
+            x = x + drop(branch, kept[layer], cfg.dropout)
         return CodeLogits(cfg, self.space, name="output")(RMSNorm(name="norm")(x), level)

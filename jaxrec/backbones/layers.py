@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from jaxrec import parallel
 from jaxrec.backbones.attention import IMPLEMENTATIONS, attention, shared_history_attention
@@ -39,7 +39,7 @@ class Stack:
     head_size: int
     feedforward: int
     dropout: float = 0.0
-    """Share of a residual branch that is dropped; kept to 1/256 (see `dropout`)."""
+    """Share of a residual branch that is dropped; kept to 1/256 (see `draw_kept`)."""
     rope_base: float = 1e4
     remat: bool = False
     """Recompute a layer in the backward pass instead of keeping its intermediate results."""
@@ -64,8 +64,8 @@ class Stack:
                 f"heads of {self.head_size} numbers cannot be rotated in pairs; "
                 "choose width / heads even."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1).")
+        if not 0.0 <= self.dropout <= 0.99:
+            raise ValueError(f"dropout={self.dropout} must lie between 0 and 0.99.")
         if self.rope_base <= 1 or self.initial_scale <= 0:
             raise ValueError(
                 f"rope_base={self.rope_base} must exceed 1 and "
@@ -142,27 +142,29 @@ def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t 
     return turned.astype(x.dtype)
 
 
-def dropout(
-    key: Array, x: Float[Array, "*n d"], rate: float, shape: tuple[int, ...] | None = None
-) -> Float[Array, "*n d"]:
-    """Zeroes a share `rate` of the numbers and scales the others up, so that the mean stays.
+def draw_kept(key: Array, shape: tuple[int, ...], rate: float) -> Bool[Array, "*shape"]:
+    """Draws which numbers dropout keeps; each is dropped with probability `rate`.
 
     The rate is rounded to a multiple of 1/256: one random word then serves four numbers, which
     takes a third of the time of `jax.random.bernoulli` on CPU.
-
-    Args:
-        key: random key.
-        x: numbers.
-        rate: share to drop, in [0, 1).
-        shape: of the draw, where it is broadcast against `x`; that of `x` by default.
     """
-    kept = 256 - round(rate * 256)
-    if kept == 256:
-        return x
-    *rest, width = x.shape if shape is None else shape
+    *rest, width = shape
     words = jax.random.bits(key, (*rest, -(-width // 4)), jnp.uint32)
     draws = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)
-    return jnp.where(draws[..., :width] < kept, x * (256 / kept), jnp.zeros((), x.dtype))
+    return draws[..., :width] >= round(rate * 256)
+
+
+def drop(x: Array, kept: Array | None, rate: float) -> Array:
+    """Zeroes what is not kept and scales the rest up, so that the mean stays; None keeps all.
+
+    Args:
+        x: numbers.
+        kept: from `draw_kept`, broadcast against `x`.
+        rate: that of the draw.
+    """
+    if kept is None:
+        return x
+    return jnp.where(kept, x * (256 / (256 - round(rate * 256))), jnp.zeros((), x.dtype))
 
 
 def project(x: Float[Array, "*n d"], kernel: Float[Array, "d *out"]) -> Float[Array, "*n *out"]:
@@ -280,44 +282,43 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer. Returns its output and what `Attention` kept (None unless asked)."""
+    """One pre-norm layer. Returns its output and what `Attention` kept (None unless asked).
+
+    A key switches on dropout of both residual branches.
+    """
 
     cfg: Stack
     keep: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Array, rotation: Rotation, mask: Array | BeamMask, cache: BeamKeys | None
+        self,
+        x: Array,
+        rotation: Rotation,
+        mask: Array | BeamMask,
+        cache: BeamKeys | None,
+        key: Array | None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
+        rate = self.cfg.dropout
+        first, second = (None, None) if key is None else draw_kept(key, (2, *x.shape), rate)
         x = parallel.constrain(x, "batch", None, None)
         normed = RMSNorm(name="attention_norm")(x)
         mixed, kept = Attention(self.cfg, name="attention")(normed, rotation, mask, cache)
-        x = x + self._drop(mixed)
+        x = x + drop(mixed, first, rate)
         normed = RMSNorm(name="feedforward_norm")(x)
-        x = x + self._drop(FeedForward(self.cfg, name="feedforward")(normed))
+        x = x + drop(FeedForward(self.cfg, name="feedforward")(normed), second, rate)
         return x, kept if self.keep else None
-
-    def _drop(self, x: Array) -> Array:
-        return drop_if_training(self, x, self.cfg.dropout)
-
-
-def drop_if_training(
-    module: nn.Module, x: Array, rate: float, shape: tuple[int, ...] | None = None
-) -> Array:
-    """Dropout where the caller gave a key, nothing where it did not."""
-    if rate == 0.0 or not module.has_rng("dropout"):
-        return x
-    return dropout(module.make_rng("dropout"), x, rate, shape)
 
 
 class Layers(nn.Module):
-    """`cfg.layers` blocks as one scan, then a norm; dropout on the way in.
+    """`cfg.layers` blocks as one scan, then a norm.
 
     Args of `__call__`:
         x: token vectors `[b t d]`; with a cache, one token a beam, `[b w d]`.
         rotation: of the tokens' positions.
         mask: of all pairs, `[b 1 t t]`; with a cache, a `BeamMask`.
         cache: what the beams attend to, with a leading axis of layers.
+        keys: one random key per layer, for dropout; None switches it off.
 
     Returns:
         The normed states, and, with `keep`, two arrays with a leading axis of layers: keys and
@@ -334,20 +335,20 @@ class Layers(nn.Module):
         rotation: Rotation,
         mask: Array | BeamMask,
         cache: BeamKeys | None = None,
+        keys: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         cfg = self.cfg
         block = nn.remat(Block, prevent_cse=False) if cfg.remat and not self.keep else Block
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
             length=cfg.layers,
             unroll=cfg.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x = drop_if_training(self, x, cfg.dropout)
-        x, kept = scanned(cfg, self.keep, name="blocks")(x, rotation, mask, cache)
+        x, kept = scanned(cfg, self.keep, name="blocks")(x, rotation, mask, cache, keys)
         return RMSNorm(name="norm")(x), kept
 
 

@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 from functools import partial
 from typing import no_type_check
-from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,6 @@ DENSE_BUDGET = 1 << 30
 """Bytes that the dense child rows may take unless the caller says otherwise: 1 GiB."""
 
 
-@no_type_check
 @no_type_check  # tree operations put shapes and shardings where the arrays were
 @partial(
     jax.tree_util.register_dataclass,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple, no_type_check, no_type_check
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from jaxrec.decoding.catalogue import Catalogue, children, node_at, slot_of
 from jaxrec.decoding.interface import Level
 
 
-@no_type_check
 @no_type_check  # tree operations put shapes and shardings where the arrays were
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxrec.files import folder_hash, lock, publish, read_json, write_json
+import jax
+
+from jaxrec.files import cache_folder, folder_hash, json_hash, lock, publish, read_json, write_json
 from jaxrec.recipe import component_hash, to_json
 
 MANIFEST = "stage.json"
@@ -84,6 +87,25 @@ def open_artefact(folder: Path) -> Artefact:
             "Delete the folder (and its namesake below .cache) and run the recipe again."
         )
     return Artefact(folder, manifest["key"], manifest["content"], was_cached=True)
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs between processes, so that a restart does not compile again.
+
+    They go below the user's cache, by processor (a program compiled for another one may not run),
+    unless `JAX_COMPILATION_CACHE_DIR` says otherwise.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        name = f"programs-{json_hash(_processor())[:8]}"
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / name))
+
+
+def _processor() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return [platform.machine(), platform.processor()]
+    return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
 
 
 def _fill(

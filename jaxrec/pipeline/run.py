@@ -19,7 +19,7 @@ from jaxrec.evaluation.protocol import Protocol
 from jaxrec.files import json_hash, lock, read_json, sweep_leftovers, write_json
 from jaxrec.parallel import MeshShape, make_mesh
 from jaxrec.pipeline import stages
-from jaxrec.pipeline.cache import open_artefact
+from jaxrec.pipeline.cache import keep_programs, open_artefact
 from jaxrec.pipeline.judge import judge
 from jaxrec.pipeline.report import tell_data, tell_tokens, write_results
 from jaxrec.pipeline.stages import Prepared, Tokens, Vectors, Workplace
@@ -49,6 +49,7 @@ def run(recipe: Recipe, *, runs: Path, last: str = "report", again: bool = False
         ValueError: the folder belongs to another recipe, or another job runs in it.
     """
     reached = stages.STAGES.index(last)
+    keep_programs()
     with open_run(recipe, runs) as place:
         data = stages.prepare_data(recipe, place)
         tell_data(data)
@@ -227,6 +228,7 @@ def open_finished(folder: Path) -> Finished:
         raise ValueError(
             f"{folder} is not a run: it has no recipe.json. Runs are made by `jaxrec run RECIPE`."
         )
+    keep_programs()
     recipe = load_recipe(folder / "recipe.json")
     parts = [stage_folder(folder, number, stage) for number, stage in enumerate(recipe.stages)]
     if not all((part / "finished.json").is_file() for part in parts):

@@ -129,9 +129,10 @@ def truncated_svd(matrix: Any, rank: int, seed: int, progress: Any = None) -> np
     if width == 0:
         return directions
     sample = np.random.default_rng(seed).standard_normal((rows, width))
-    basis = _orthonormal(matrix.T @ sample)
-    for _ in range(_POWER_ITERATIONS):
-        basis = _orthonormal(matrix.T @ (matrix @ basis))
+    basis = _orthonormal(matrix.T @ sample, passes=1)
+    for step in range(_POWER_ITERATIONS):
+        passes = 2 if step == _POWER_ITERATIONS - 1 else 1
+        basis = _orthonormal(matrix.T @ (matrix @ basis), passes)
         if progress is not None:
             progress.update(1)
     scores = matrix @ basis
@@ -146,13 +147,13 @@ def truncated_svd(matrix: Any, rank: int, seed: int, progress: Any = None) -> np
     return directions
 
 
-def _orthonormal(columns: np.ndarray) -> np.ndarray:
+def _orthonormal(columns: np.ndarray, passes: int) -> np.ndarray:
     """An orthonormal basis of the columns, without those that depend on the others.
 
-    Through the Gram matrix, twice: many times faster than a QR of so tall a matrix, and the second
-    pass removes the rounding of the first.
+    Through the Gram matrix, many times faster than a QR of so tall a matrix; a second pass removes
+    the rounding of the first.
     """
-    for _ in range(2):
+    for _ in range(passes):
         energies, directions = np.linalg.eigh(columns.T @ columns)
         live = energies > _RANK_TOLERANCE * max(energies.max(initial=0.0), 1e-300)
         columns = columns @ (directions[:, live] / np.sqrt(energies[live]))

@@ -94,6 +94,22 @@ def plane(vectors: np.ndarray) -> np.ndarray:
     return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
 
 
+def code_hues(codes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A hue in [0, 1) for each code: the direction in which the middle of its items lies.
+
+    Codes that hold a region then show as a patch of one colour, codes that are strewn do not.
+
+    Args:
+        codes: int[n]. points: float[n, 2], mean 0.
+
+    >>> code_hues(np.array([0, 1]), np.array([[-1.0, 0.0], [0.0, 1.0]])).tolist()
+    [0.0, 0.75]
+    """
+    counts = np.maximum(np.bincount(codes), 1)
+    middle = [np.bincount(codes, points[:, axis]) / counts for axis in (0, 1)]
+    return (np.arctan2(middle[1], middle[0]) / (2 * np.pi) + 0.5) % 1.0
+
+
 def _draw_usage(figure: Any, strips: list[Any], codes: np.ndarray, sizes: tuple[int, ...]) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
@@ -121,11 +137,13 @@ def _draw_usage(figure: Any, strips: list[Any], codes: np.ndarray, sizes: tuple[
 
 def _draw_map(axes: Any, codes: np.ndarray, vectors: np.ndarray) -> None:
     shown = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), _MAP_POINTS)).astype(int))
-    points = plane(vectors)[shown]
-    # Neighbouring codes mean nothing, so their colours should differ: golden-ratio hues.
-    hue = (codes[shown, 0] * 0.618034) % 1.0
-    axes.scatter(points[:, 0], points[:, 1], c=hue, cmap="hsv", s=4, alpha=0.6, linewidths=0)
-    axes.set_title("items by first code", fontsize=9)
+    points = plane(vectors)
+    hue = code_hues(codes[:, 0], points)[codes[shown, 0]]
+    points = points[shown]
+    axes.scatter(
+        points[:, 0], points[:, 1], c=hue, cmap="hsv", vmin=0, vmax=1, s=4, alpha=0.6, linewidths=0
+    )
+    axes.set_title("items, coloured by first code", fontsize=9)
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
     axes.spines[["top", "right"]].set_visible(False)

@@ -46,6 +46,17 @@ def make_events(*rows: list[list[int]], length: int) -> Events:
     )
 
 
+def with_rubbish(batch: Events) -> Events:
+    """The same batch with other rubbish in the padding."""
+    padding = batch.segment == 0
+    return dataclasses.replace(
+        batch,
+        item=jnp.where(padding, -7, batch.item),
+        position=jnp.where(padding, 1000, batch.position),
+        time=jnp.where(padding, 10**9, batch.time),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """What most tests need."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.backbones.layers import Stack, dropout, project, rms_norm, rope_rotation, rotate
+from jaxrec.backbones.layers import Stack, draw_kept, drop, project, rms_norm, rope_rotation, rotate
 
 STACK = Stack(layers=2, width=8, heads=4, kv_heads=2, head_size=2, feedforward=16)
 
@@ -44,26 +44,27 @@ def test_rotated_products_depend_on_the_distance_only():
 
 
 def test_dropout_keeps_the_mean_and_its_share():
-    x = jnp.ones((64, 250))  # 250 is no multiple of the four draws in a word
-    out = np.asarray(dropout(jax.random.key(0), x, 0.25))
+    shape = (64, 250)  # 250 is no multiple of the four draws in a word
+    kept = draw_kept(jax.random.key(0), shape, 0.25)
+    out = np.asarray(drop(jnp.ones(shape), kept, 0.25))
     assert set(np.unique(out)) == {0.0, np.float32(256 / 192)}
     assert abs((out == 0).mean() - 0.25) < 0.015  # 4 standard deviations of 16,000 draws
-    again = dropout(jax.random.key(0), x, 0.25)
-    np.testing.assert_array_equal(out, again)
-    assert np.any(out != np.asarray(dropout(jax.random.key(1), x, 0.25)))
+    np.testing.assert_array_equal(kept, draw_kept(jax.random.key(0), shape, 0.25))
+    assert np.any(np.asarray(kept) != np.asarray(draw_kept(jax.random.key(1), shape, 0.25)))
 
 
 def test_dropout_draws_are_independent_within_a_word():
-    kept = np.asarray(dropout(jax.random.key(0), jnp.ones((4096, 8)), 0.5)) > 0
+    kept = np.asarray(draw_kept(jax.random.key(0), (4096, 8), 0.5))
     correlation = np.corrcoef(kept.T) - np.eye(8)
     assert np.abs(correlation).max() < 0.08  # 5 standard deviations of 4,096 draws
 
 
 def test_dropout_broadcasts_a_smaller_draw():
-    out = np.asarray(dropout(jax.random.key(0), jnp.ones((3, 5, 8)), 0.5, (5, 8)))
+    kept = draw_kept(jax.random.key(0), (5, 8), 0.5)
+    out = np.asarray(drop(jnp.ones((3, 5, 8)), kept, 0.5))
     np.testing.assert_array_equal(out[0], out[2])
     assert 0 < (out == 0).mean() < 1
-    np.testing.assert_array_equal(dropout(jax.random.key(0), jnp.ones((2, 4)), 0.001), 1.0)
+    np.testing.assert_array_equal(drop(jnp.ones((2, 4)), None, 0.5), 1.0)
 
 
 def test_project_equals_einsum():

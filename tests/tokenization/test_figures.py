@@ -36,7 +36,7 @@ def test_svg_names_the_levels_and_repeats_itself(vectors):
     assert text.startswith("<?xml")
     assert "12 of 12 codes used" in text
     assert "5 of 8 codes used" in text
-    assert ("items by first code" in text) == (vectors is not None)
+    assert ("items, coloured by first code" in text) == (vectors is not None)
     assert picture == figure_bytes(CODES, (12, 8), vectors=vectors, title="small")
 
 

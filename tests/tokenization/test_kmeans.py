@@ -154,6 +154,25 @@ def test_starts_are_points_one_in_every_blob(start):
     assert not np.array_equal(centroids, start(jax.random.key(9), points, jnp.ones(480), 12))
 
 
+def test_the_start_avoids_a_hub_in_many_dimensions():
+    # Noise in 64 dimensions, one point in ten near the mean: such a point as a seed takes most.
+    lengths = jnp.where(jnp.arange(480) < 48, 0.3, 1.0)[:, None]
+    points = lengths * jax.random.normal(KEY, (480, 64))
+    seeds = kmeans.start_parallel(KEY, points, jnp.ones(480), 24)
+    trapped, free = kmeans.lloyd(points, seeds), kmeans.fit_kmeans(KEY, points, 24)
+    assert float(free.inertia) < 0.95 * float(trapped.inertia)
+    assert np.bincount(np.asarray(trapped.codes)).max() > 240
+    assert np.bincount(np.asarray(free.codes)).max() < 120
+
+
+def test_the_start_keeps_plain_seeds_where_clusters_are_clear():
+    # Clusters on a line: drawn towards the mean, the outer seeds would share the outermost ones.
+    noise = 0.01 * jax.random.normal(KEY, (480, 5))
+    points = noise + jnp.repeat(jnp.arange(12.0), 40)[:, None]
+    fit = kmeans.fit_kmeans(KEY, points, 12)
+    np.testing.assert_allclose(fit.inertia, float((noise**2).sum()), rtol=0.05)
+
+
 def test_plus_plus_draws_in_proportion_to_squared_distance():
     # After 0 (weight dominates), the next is 1 or 3 with odds 1 : 9.
     points = jnp.asarray([[0.0], [1.0], [3.0]])
@@ -193,7 +212,7 @@ def test_restarts_keep_the_best_run():
     points, ones = jax.random.normal(KEY, (400, 6)), jnp.ones(400)
     alone = []
     for run in range(4):
-        start = kmeans.start_parallel(jax.random.fold_in(KEY, run), points, ones, 10)
+        start = kmeans.start_centroids(jax.random.fold_in(KEY, run), points, ones, 10)
         alone.append(float(kmeans.lloyd(points, start).inertia))
     best = float(kmeans.fit_kmeans(KEY, points, 10, restarts=4).inertia)
     assert best == min(alone) < max(alone)

@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxrec.data.dataset import DataError
 from jaxrec.data.datasets.recbole import RecBoleFiles
-from jaxrec.files import file_hash
+from jaxrec.files import cache_folder, file_hash
 
 WHEEL = "recbole-1.2.1-py3-none-any.whl"
 WHEEL_REQUIREMENT = "recbole==1.2.1"
@@ -86,11 +86,6 @@ class MovieLens100K:
             source=f"MovieLens-100K (GroupLens) as atomic files of {WHEEL_REQUIREMENT}",
             licence=LICENCE,
         )
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $JAXREC_CACHE, or ~/.cache/jaxrec."""
-    return Path(os.environ.get("JAXREC_CACHE") or Path.home() / ".cache" / "jaxrec")
 
 
 def check_wheel(path: Path) -> Path:
