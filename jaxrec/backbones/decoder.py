@@ -17,22 +17,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
 from jaxrec.backbones import cost
-from jaxrec.backbones.heads import CodeHead, CodeLogits
+from jaxrec.backbones.caches import FlatCache, MergedCache
+from jaxrec.backbones.heads import CodeHead, CodeLogits, MergeCodes
 from jaxrec.backbones.layers import (
     BeamKeys,
     BeamMask,
     Embedding,
     Layers,
-    Linear,
-    RMSNorm,
     Stack,
     draw_kept,
     drop,
@@ -41,37 +40,19 @@ from jaxrec.backbones.layers import (
     unbox,
 )
 from jaxrec.backbones.masks import TokenMetadata, compile_mask, packed
+from jaxrec.backbones.sequences import (
+    code_metadata,
+    flatten_levels,
+    follow,
+    mark_first_code,
+    prefix_sums,
+    segment_starts,
+)
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
 HISTORIES = ("merged", "flat")
 BOS = 1
 """Row of the token table that starts a history (`jaxrec.types.SPECIAL_TOKENS`)."""
-
-
-class MergedCache(NamedTuple):
-    """What `step` needs in the merged shape."""
-
-    user: Array
-    """State that predicts the next event, `[b d]`."""
-    prefix: Array
-    """Sum of the vectors of the codes that each beam chose, `[b w d]`."""
-
-
-class FlatCache(NamedTuple):
-    """What `step` needs in the flat shape."""
-
-    user: Array
-    """State that predicts the first code of the next event, `[b d]`."""
-    keys: Array
-    """Keys of the history, `[layers b t g d]`, shared by all beams of a row."""
-    values: Array
-    key_mask: Array
-    """Which of them exist, `[b t]`."""
-    position: Array
-    """Position of the token that predicts the first code, `[b]`."""
-    beam_keys: Array
-    """Keys of the codes that each beam chose, `[layers b w levels-1 g d]`."""
-    beam_values: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,19 +206,19 @@ class Decoder:
         """
         input_key, layer_keys, head_key = self._dropout_keys(key)
         vectors = self._code_vectors(params, tables, batch.item, space)
-        starts = _segment_starts(batch.segment)
+        starts = segment_starts(batch.segment)
         bos = self._tokens(params, jnp.asarray(BOS), space)
         if self.history == "merged":
-            prefix, total = _prefix_sums(vectors)
-            x = _after(bos, self._merge(params, total, batch.item), starts)
+            prefix, total = prefix_sums(vectors)
+            x = follow(bos, self._merge(params, total, batch.item), starts)
             metadata = TokenMetadata(batch.segment, batch.position)
             x = self._drop_input(x, input_key)
             states, _ = self._run(params, x, metadata, keys=layer_keys)
             head = CodeHead(self.head, space, self.head_layers)
             logits = _apply(head, params["head"], states, prefix, None, head_key)
         else:
-            x = _after(bos, _flatten(vectors), _spread(starts, space.levels))
-            metadata = _token_metadata(batch.segment, batch.position, space.levels)
+            x = follow(bos, flatten_levels(vectors), mark_first_code(starts, space.levels))
+            metadata = code_metadata(batch.segment, batch.position, space.levels)
             x = self._drop_input(x, input_key)
             states, _ = self._run(params, x, metadata, keys=layer_keys)
             states = jnp.moveaxis(states.reshape(*batch.item.shape, space.levels, -1), 2, 0)
@@ -262,9 +243,9 @@ class Decoder:
         vectors = self._code_vectors(params, tables, batch.item, space)
         per_event = space.levels if flat else 1
         if flat:
-            x = _flatten(vectors)
+            x = flatten_levels(vectors)
         else:
-            x = self._merge(params, _prefix_sums(vectors)[1], batch.item)
+            x = self._merge(params, prefix_sums(vectors)[1], batch.item)
         rows, width = x.shape[0], x.shape[-1]
         bos = self._tokens(params, jnp.asarray(BOS), space)
         x = jnp.concatenate([jnp.broadcast_to(bos, (rows, 1, width)), x], axis=1)
@@ -273,7 +254,7 @@ class Decoder:
         exists = indices <= length[:, None]
         first = per_event * batch.position[:, 0]
         metadata = TokenMetadata(exists.astype(jnp.int32), first[:, None] + indices)
-        states, kept = self._run(params, x, metadata, keep=True)
+        states, kept = self._run(params, x, metadata, keep=flat)
         user = jnp.take_along_axis(states, length[:, None, None], axis=1)[:, 0]
         if not flat:
             return MergedCache(user, jnp.zeros((rows, 1, width), user.dtype))
@@ -384,7 +365,7 @@ class Decoder:
         return self._tokens(params, tokens, space)
 
     def _merge(self, params: PyTree, total: Array, item: Array) -> Array:
-        return _apply(_Merge(self.stack, self.item_buckets), params["merge"], total, item)
+        return _apply(MergeCodes(self.stack, self.item_buckets), params["merge"], total, item)
 
     def _boxed(self, key: Array, space: TokenSpace) -> PyTree:
         """Initialises every piece on the smallest input it takes."""
@@ -397,7 +378,7 @@ class Decoder:
             "history": (Layers(self.stack), (state, rotation, mask)),
         }
         if self.history == "merged":
-            pieces["merge"] = (_Merge(self.stack, self.item_buckets), (state, index))
+            pieces["merge"] = (MergeCodes(self.stack, self.item_buckets), (state, index))
             pieces["head"] = (CodeHead(self.head, space, self.head_layers), (state, levels))
         else:
             pieces["head"] = (CodeLogits(self.stack, space), (levels,))
@@ -408,20 +389,6 @@ class Decoder:
         }
 
 
-class _Merge(nn.Module):
-    """One vector per item: a projection of the sum of its code vectors, plus its bucket's."""
-
-    cfg: Stack
-    item_buckets: int
-
-    @nn.compact
-    def __call__(self, total: Array, item: Array) -> Array:
-        x = Linear(self.cfg, name="project")(RMSNorm(name="norm")(total))
-        if self.item_buckets:
-            x = x + Embedding(self.cfg, self.item_buckets, name="items")(item % self.item_buckets)
-        return x
-
-
 @functools.partial(jax.jit, static_argnames=("decoder", "space"))
 def _init(decoder: Decoder, key: Array, space: TokenSpace) -> PyTree:
     """Compiled, so that the arithmetic of the pieces, whose results nobody reads, is dropped."""
@@ -430,42 +397,3 @@ def _init(decoder: Decoder, key: Array, space: TokenSpace) -> PyTree:
 
 def _apply(module: nn.Module, params: PyTree, *inputs: Any) -> Any:
     return module.apply({"params": params}, *inputs)
-
-
-def _segment_starts(segment: Int32[Array, "b t"]) -> Bool[Array, "b t"]:
-    """True at the first event of each history of a row."""
-    before = jnp.pad(segment[:, :-1], ((0, 0), (1, 0)))
-    return segment != before
-
-
-def _after(bos: Array, x: Float[Array, "b t d"], starts: Bool[Array, "b t"]) -> Array:
-    """Every token's predecessor: `x` one place to the right, BOS where a history starts."""
-    return jnp.where(starts[..., None], bos, jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0))))
-
-
-def _prefix_sums(vectors: Float[Array, "l b t d"]) -> tuple[Array, Array]:
-    """Sums over the levels before each level `[l b t d]`, and over all levels `[b t d]`."""
-    sums = [jnp.zeros_like(vectors[0])]
-    for level in range(vectors.shape[0]):
-        sums.append(sums[-1] + vectors[level])
-    return jnp.stack(sums[:-1]), sums[-1]
-
-
-def _flatten(vectors: Float[Array, "l b t d"]) -> Float[Array, "b s d"]:
-    """Codes in reading order: all codes of an event, then those of the next."""
-    levels, rows, time, width = vectors.shape
-    return jnp.moveaxis(vectors, 0, 2).reshape(rows, time * levels, width)
-
-
-def _spread(starts: Bool[Array, "b t"], levels: int) -> Bool[Array, "b s"]:
-    """Marks the first code of the marked events."""
-    first = jnp.arange(levels) == 0
-    return (starts[..., None] & first).reshape(starts.shape[0], -1)
-
-
-def _token_metadata(segment: Array, position: Array, levels: int) -> TokenMetadata:
-    """Metadata of codes in reading order."""
-    positions = position[..., None] * levels + jnp.arange(levels, dtype=position.dtype)
-    return TokenMetadata(
-        jnp.repeat(segment, levels, axis=1), positions.reshape(position.shape[0], -1)
-    )

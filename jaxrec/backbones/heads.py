@@ -1,4 +1,4 @@
-"""From states to the logits of codes: plain output matrices, and a light autoregressive head."""
+"""Between codes and states: one vector per item in, the logits of codes out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxrec.backbones.layers import (
+    Embedding,
     FeedForward,
     Linear,
     RMSNorm,
@@ -102,3 +103,17 @@ class CodeHead(nn.Module):
             branch = FeedForward(cfg, name=f"feedforward_{layer}")(normed)
             x = x + drop(branch, kept[layer], cfg.dropout)
         return CodeLogits(cfg, self.space, name="output")(RMSNorm(name="norm")(x), level)
+
+
+class MergeCodes(nn.Module):
+    """One vector per item: a projection of the sum of its code vectors, plus its bucket's."""
+
+    cfg: Stack
+    item_buckets: int
+
+    @nn.compact
+    def __call__(self, total: Array, item: Array) -> Array:
+        x = Linear(self.cfg, name="project")(RMSNorm(name="norm")(total))
+        if self.item_buckets:
+            x = x + Embedding(self.cfg, self.item_buckets, name="items")(item % self.item_buckets)
+        return x

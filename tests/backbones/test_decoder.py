@@ -192,8 +192,9 @@ def test_caches_hold_the_history_once(world):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_single_level_decodes(shape, world):
-    decoder, space = SHAPES[shape], TokenSpace((9,))
+def test_a_single_level_without_head_layers_decodes(shape, world):
+    decoder = dataclasses.replace(SHAPES[shape], head_layers=0)
+    space = TokenSpace((9,))
     tables = Tables(jnp.asarray(np.arange(40, dtype=np.int32)[:, None] % 9))
     params = random_params(decoder, space=space)
     zero = jnp.zeros((1, 1), jnp.int32)

@@ -271,3 +271,23 @@ def test_defaults():
     assert Decoder(width=128).stack.feedforward == 336  # 341.3
     assert Decoder().stack.kv_heads == 4
     assert hash(Decoder()) == hash(Decoder())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_for_accelerators(shape, platform, world):
+    decoder = dataclasses.replace(SHAPES[shape], dropout=0.1, dtype="bfloat16", remat=True)
+    params = random_params(decoder)
+
+    def train(params, key):
+        return jax.grad(lambda p: mean_loss(decoder, p, world.tables, BATCH, key))(params)
+
+    def decode(params, level):
+        cache = decoder.prefill(params, world.tables, BATCH, SPACE)
+        codes = jnp.zeros((4, 3), jnp.int32)
+        first, cache = decoder.step(params, cache, codes, codes, 0, SPACE)
+        return first, decoder.step(params, cache, codes, codes, level, SPACE)
+
+    for function, extra in ((train, jax.random.key(0)), (decode, jnp.int32(1))):
+        lowered = jax.jit(function).trace(params, extra).lower(lowering_platforms=(platform,))
+        assert "dot_general" in lowered.as_text()
