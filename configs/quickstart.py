@@ -39,7 +39,7 @@ recipe = Recipe(
             feed=UserCentric(length=128, rows=32, context=32),
             optimizer=AdamW(learning_rate=2e-3, warmup_steps=50),
             fit=FitOptions(
-                steps=1000, validate_every=100, patience=5, checkpoint_every=100, microbatches=4
+                steps=800, validate_every=100, patience=5, checkpoint_every=100, microbatches=4
             ),
         ),
     ),

@@ -113,7 +113,7 @@ def write_results(
     page = render_html(
         report,
         curves=JsonLines(place.folder / "metrics.jsonl").rows(),
-        sid_quality=tokens.quality,
+        sid_quality=quality_table(tokens),
         sid_figure=sid_figure(tokens, vectors),
         users=example_users(data, judgement, recipe.evaluation.examples, recipe.seed),
         title=f"jaxrec: {recipe.name}",
@@ -122,6 +122,30 @@ def write_results(
     write_text(place.folder / "report.txt", text_table(report) + "\n")
     path.replace(place.folder / "report.json")
     scratch.rmdir()
+
+
+def quality_table(tokens: Tokens) -> dict[str, Any]:
+    """What the page says about the semantic IDs; report.json holds all of it."""
+    quality, collisions = tokens.quality["quality"], tokens.quality["quality"]["collisions"]
+    levels = quality["levels"]
+    table = {
+        "advice": " ".join(quality["advice"]) or "none",
+        "sizes of the levels": list(tokens.ids.space.sizes),
+        "collision policy": tokens.quality["collisions"]["policy"],
+        "codes used": [level["utilisation"] for level in levels],
+        "perplexity": [level["perplexity"] for level in levels],
+        "entropy given the prefix, nats": [level["conditional_entropy"] for level in levels],
+        "Gini of use": [level["gini_all"] for level in levels],
+        "IDs lost to collisions": collisions["lost_ids"],
+        "items that share an ID": collisions["items_sharing"],
+        "IDs that are shared": collisions["ids_shared"],
+        "the same from random codes": quality["random_floor"],
+        "largest group of one ID": collisions["max_bucket"],
+    }
+    if "reconstruction" in quality:
+        explained = [level["explained"] for level in quality["reconstruction"]]
+        table["variance explained by levels"] = explained
+    return table
 
 
 def sid_figure(tokens: Tokens, vectors: Vectors) -> bytes | None:

@@ -89,6 +89,12 @@ class ItemVectors:
         }
         return VectorsResult(np.ascontiguousarray(vectors, np.float32), report, tuple(states))
 
+    def fingerprint(self) -> str:
+        """Hash of a file that the encoder reads (`Precomputed`), empty where there is none: an
+        input of this stage that its fields do not show."""
+        read = getattr(self.encoder, "fingerprint", None)
+        return read() if read else ""
+
     def _fit_mask(self, table: Table, train_mask: np.ndarray | None) -> np.ndarray:
         if not table:
             raise ValueError("the item table has no columns.")

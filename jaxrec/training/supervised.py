@@ -25,6 +25,9 @@ from jaxrec.training.ranking import Ranker, denied_width, pad_denied
 from jaxrec.training.step import LossFunction
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
+CUTOFFS = (10, 50)
+"""List lengths that validation reports."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageContext:
@@ -141,7 +144,7 @@ class RankingValidation:
             describe=f"validation at step {step}",
         )
         targets = np.asarray(context.histories.item)[positions]
-        return rank_metrics(ranks_in_lists(answers.items, answers.valid, targets), (5, 10, 50))
+        return rank_metrics(ranks_in_lists(answers.items, answers.valid, targets), CUTOFFS)
 
     def positions(self) -> np.ndarray:
         """Flat positions of the validation targets that are ranked, the same every time."""

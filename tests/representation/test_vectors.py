@@ -84,6 +84,11 @@ def test_precomputed_needs_no_text(tmp_path):
     assert report["n_empty"] == 0
     assert report["n_duplicate_rows"] == 1  # rows 3 and 4 are zeros
     assert report["n_constant_rows"] == 2
+    before = stage.fingerprint()
+    np.save(tmp_path / "v.npy", np.eye(5, 4, dtype=np.float32))
+    assert len(before) == 64
+    assert stage.fingerprint() != before
+    assert ItemVectors().fingerprint() == ""
 
 
 def test_errors_are_clear():
