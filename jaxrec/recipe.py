@@ -243,13 +243,15 @@ def _class_name(cls: type) -> str:
 
 def _modules(wing: str, text: str) -> Iterator[str]:
     # Looks at sources before importing: resolving one tokenizer must not import every other.
-    package = importlib.util.find_spec(f"jaxrec.{wing}")
-    if package is None or package.origin is None:
+    try:
+        package = importlib.import_module(f"jaxrec.{wing}")
+    except ModuleNotFoundError:
         return
     names = [f"jaxrec.{wing}"]
-    if package.submodule_search_locations:
-        found = pkgutil.walk_packages(package.submodule_search_locations, f"jaxrec.{wing}.")
-        names += [module.name for module in found]
+    names += [
+        module.name
+        for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"jaxrec.{wing}.")
+    ]
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:

@@ -11,6 +11,12 @@ import pytest
 from jaxrec.tracking import JsonLines, MetricWriter, Progress, Several, TensorBoard, WandB, track
 
 
+@pytest.fixture(autouse=True)
+def shown(monkeypatch):
+    """Progress is what is tested here; elsewhere it is switched off."""
+    monkeypatch.delenv("JAXREC_PROGRESS", raising=False)
+
+
 @pytest.fixture
 def lines(tmp_path):
     lines = JsonLines(tmp_path / "deep" / "metrics.jsonl")

@@ -129,6 +129,7 @@ def make_vectors(recipe: Recipe, place: Workplace, data: Prepared) -> Vectors:
     inputs = {
         "histories": data.artefact.content,
         "split": data.split.name,
+        "files": recipe.items.fingerprint(),
         "seed": recipe.seed,
     }
     artefact = place.stage("vectors", recipe.items, inputs, work)

@@ -1,6 +1,6 @@
 """The toy training job, once left alone and once killed again and again. Run by test_resume.py.
 
-    python kill_job.py FOLDER COMPILED SEED
+    python kill_job.py FOLDER SEED
 
 Writes FOLDER/calm and FOLDER/killed and prints how often the second was killed. One process imports
 jax and forks a child for each attempt, since importing costs more than the job. A child arms a
@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from jaxrec.parallel import MeshShape, make_mesh
-from training.conftest import SETTINGS
 from training.toys import run
 
 WATCHED = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
@@ -66,9 +65,7 @@ def attempt(folder: Path, operations: int) -> bool:
     return True
 
 
-def main(folder: str, compiled: str, seed: str) -> None:
-    for name, value in {"jax_compilation_cache_dir": compiled, **SETTINGS}.items():
-        jax.config.update(name, value)
+def main(folder: str, seed: str) -> None:
     # Nothing runs yet but the interpreter: no backend was touched, so forking is safe.
     warnings.filterwarnings("ignore", message=".*fork.*")
     assert attempt(Path(folder) / "calm", 0)

@@ -128,10 +128,10 @@ def test_resuming_between_the_boundaries_of_a_call(tmp_path, one, calm):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
-def test_kill_minus_nine_at_any_moment(tmp_path, compiled):
+def test_kill_minus_nine_at_any_moment(tmp_path):
     script = Path(__file__).with_name("kill_job.py")
     done = subprocess.run(
-        [sys.executable, script, tmp_path, compiled, "0"],
+        [sys.executable, script, tmp_path, "0"],
         capture_output=True,
         text=True,
         timeout=300,
