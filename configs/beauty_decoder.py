@@ -37,7 +37,7 @@ recipe = Recipe(
             feed=UserCentric(length=48, rows=64),
             optimizer=AdamW(learning_rate=2e-3, warmup_steps=200),
             fit=FitOptions(
-                steps=1500, validate_every=150, patience=4, checkpoint_every=150, microbatches=4
+                steps=1000, validate_every=200, patience=4, checkpoint_every=200, microbatches=4
             ),
             validation_cases=2000,
         ),
