@@ -4,7 +4,6 @@ import re
 
 from jaxrec.cli import parse_overrides
 
-
 MADE_BY_THE_READER = (
     "configs/toy_",
     "jaxrec/tokenization/hyperplanes",

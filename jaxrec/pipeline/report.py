@@ -106,7 +106,7 @@ def write_results(
         },
         "data": {key: data.manifest[key] for key in ("name", "source", "licence", "counts")},
     }
-    scratch = place.folder / ".results"
+    scratch = place.folder / ".tmp-results"  # swept at the next start if killed here
     scratch.mkdir(exist_ok=True)
     path = write_report(scratch, protocol, judgement.rows, extra, comparisons=judgement.comparisons)
     report = read_report(path)
