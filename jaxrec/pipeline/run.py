@@ -50,6 +50,8 @@ def run(recipe: Recipe, *, runs: Path, last: str = "report", again: bool = False
     """
     reached = stages.STAGES.index(last)
     keep_programs()
+    if reached >= stages.STAGES.index("train"):
+        check_recipe(recipe)
     with open_run(recipe, runs) as place:
         data = stages.prepare_data(recipe, place)
         tell_data(data)
@@ -84,6 +86,32 @@ def open_run(recipe: Recipe, runs: Path) -> Generator[Workplace]:
             f"another job is running in {place.folder}; wait for it, or give this run another "
             "name with --name."
         ) from None
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Finds before any work what would fail after the semantic IDs are made.
+
+    Raises:
+        ValueError: the mesh does not fit the devices, rows do not divide over it, or the lists are
+            shorter than a cutoff that they are judged by.
+    """
+    mesh = make_mesh(recipe.mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {"evaluation.rows": recipe.evaluation.rows}
+    for number, stage in enumerate(recipe.stages):
+        sizes[f"stages.{number}.feed.rows"] = stage.feed.rows // stage.fit.microbatches
+    for name, rows in sizes.items():
+        if rows < 1 or rows % parts:
+            raise ValueError(
+                f"{name} gives {rows} row(s) a micro-batch, which do not divide over data x fsdp = "
+                f"{parts} device(s); use a multiple of {parts}."
+            )
+    longest = max(recipe.evaluation.cutoffs)
+    if recipe.decoding.k < longest:
+        raise ValueError(
+            f"evaluation.cutoffs asks for the first {longest} places, and decoding.k="
+            f"{recipe.decoding.k} gives shorter lists; raise decoding.k or lower the cutoffs."
+        )
 
 
 def claim(recipe: Recipe, folder: Path) -> None:

@@ -26,7 +26,7 @@ from jaxrec.training.step import LossFunction
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
 CUTOFFS = (10, 50)
-"""List lengths that validation reports."""
+"""List lengths that validation reports, as far as the decoder's lists reach."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +144,9 @@ class RankingValidation:
             describe=f"validation at step {step}",
         )
         targets = np.asarray(context.histories.item)[positions]
-        return rank_metrics(ranks_in_lists(answers.items, answers.valid, targets), CUTOFFS)
+        # A list of k items says nothing about what lies beyond k.
+        cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff <= context.ranker.decoding.k)
+        return rank_metrics(ranks_in_lists(answers.items, answers.valid, targets), cutoffs)
 
     def positions(self) -> np.ndarray:
         """Flat positions of the validation targets that are ranked, the same every time."""

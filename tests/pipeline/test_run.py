@@ -10,6 +10,7 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.splits import LeaveOneOut
 from jaxrec.evaluation.report import read_report
 from jaxrec.files import file_hash, lock
+from jaxrec.parallel import MeshShape
 from jaxrec.pipeline.recommend import recommend_histories, recommend_users
 from jaxrec.pipeline.run import differences, open_finished, run
 from jaxrec.recipe import replace
@@ -176,3 +177,18 @@ def test_an_untrained_run_is_refused(small, tmp_path):
     folder = run(dataclasses.replace(small, name="only-ids"), runs=tmp_path, last="tokens")
     with pytest.raises(ValueError, match="is not trained yet"):
         open_finished(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mesh", MeshShape(data=3), "does not fit 8 device"),
+        ("evaluation.rows", 12, r"evaluation\.rows gives 12 row"),
+        ("stages.0.fit.microbatches", 8, r"stages\.0\.feed\.rows gives 4 row"),
+        ("evaluation.cutoffs", (5, 50), r"asks for the first 50 places, and decoding\.k=20"),
+    ],
+)
+def test_what_cannot_work_is_found_before_any_work(small, tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        run(replace(small, field, value), runs=tmp_path)
+    assert not list(tmp_path.iterdir())
