@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from typing import Any
 
 import numpy as np
@@ -83,19 +85,8 @@ def write_results(
 
     report.json comes last: where it stands, the run is finished.
     """
-    histories, answers = data.histories, judgement.answers
-    users = case_users(histories, judgement.positions)
-    # A user with several cases gets the list of the last one, which knows the most.
-    last = np.flatnonzero(np.append(users[1:] != users[:-1], True))
-    write_recommendations(
-        place.folder,
-        histories.users[users[last]],
-        np.asarray(histories.items),
-        answers.items[last],
-        answers.scores[last],
-        answers.valid[last],
-    )
     extra = {
+        "recommendations": write_lists(place, data, judgement),
         "training": training,
         "items": vectors.report,
         "semantic_ids": {
@@ -122,6 +113,27 @@ def write_results(
     write_text(place.folder / "report.txt", text_table(report) + "\n")
     path.replace(place.folder / "report.json")
     scratch.rmdir()
+
+
+def write_lists(place: Workplace, data: Prepared, judgement: Judgement) -> str:
+    """Writes recommendations.parquet; says why not on a machine that has no polars."""
+    if importlib.util.find_spec("polars") is None:
+        reason = "not written: polars is not installed"
+        print(f"recommendations.parquet {reason}", file=sys.stderr)
+        return reason
+    histories, answers = data.histories, judgement.answers
+    users = case_users(histories, judgement.positions)
+    # A user with several cases gets the list of the last one, which knows the most.
+    last = np.flatnonzero(np.append(users[1:] != users[:-1], True))
+    path = write_recommendations(
+        place.folder,
+        histories.users[users[last]],
+        np.asarray(histories.items),
+        answers.items[last],
+        answers.scores[last],
+        answers.valid[last],
+    )
+    return path.name
 
 
 def quality_table(tokens: Tokens) -> dict[str, Any]:
