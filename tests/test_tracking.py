@@ -218,6 +218,7 @@ def test_a_stream_that_is_closed_is_no_terminal(monkeypatch):
     stream.close()
     with Progress(1, stream=stream) as progress:
         progress.update()
+    assert stream.closed, "nothing tried to write to it, or that would have raised"
 
 
 def test_track_yields_everything(monkeypatch, capsys):
