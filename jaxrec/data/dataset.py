@@ -17,24 +17,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrec.data.checks import (
+    INTERACTIONS,
+    ITEMS,
+    OPTIONAL,
+    REQUIRED,
+    Frame,
+    check_columns,
+    check_events,
+    check_tables,
+    counts,
+    examples,
+    with_schema,
+)
+from jaxrec.data.errors import DataError, reading
 from jaxrec.files import file_hash, publish, read_json, write_json
 
 SCHEMA_VERSION = 1
-INTERACTIONS = "interactions.parquet"
-ITEMS = "items.parquet"
 MANIFEST = "dataset.json"
 TIME_UNITS = ("s", "order")
 """`s`: Unix seconds. `order`: the log has no clock; times are 0, 1, 2, ... for each user."""
-
-REQUIRED = {"user": "String", "item": "String", "timestamp": "Int64"}
-OPTIONAL = {"event": "String", "page": "String", "position": "Int64", "value": "Float64"}
-
-Frame = Any
-"""A `polars.DataFrame`, or a mapping of columns that makes one. polars loads lazily, hence Any."""
-
-
-class DataError(ValueError):
-    """A log or a dataset folder that cannot be used. The message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,12 @@ class DatasetFolder:
 
         return pl.read_parquet(Path(self.path) / INTERACTIONS, columns=_as_list(columns))
 
+    def scan(self) -> Frame:
+        """The log as a lazy polars frame, for logs that do not fit in memory."""
+        import polars as pl
+
+        return pl.scan_parquet(Path(self.path) / INTERACTIONS)
+
     def items(self, columns: Sequence[str] | None = None) -> Frame:
         """The items as a polars frame; all columns unless some are named."""
         import polars as pl
@@ -72,12 +80,15 @@ def write_dataset(
     licence: str,
     time_unit: str = "s",
     history_events: Sequence[str] = (),
+    grades: Sequence[str] = (),
+    page_rule: str = "",
 ) -> DatasetFolder:
     """Writes a dataset folder, whole or not at all; a folder that is there is replaced.
 
     Args:
         folder: the folder to make.
-        interactions: the log, in its own order: a polars frame or a mapping of columns.
+        interactions: the log, in its own order: a polars frame or a mapping of columns. A
+            LazyFrame is streamed and never held whole.
         items: one row per item; its order is the order of catalogue rows.
         name: short name of the data set.
         source: where it comes from.
@@ -85,6 +96,9 @@ def write_dataset(
         time_unit: `s` for seconds, `order` where the log has only an order.
         history_events: values of `event` that belong to a history; empty means all. A log of
             pages also holds exposures, which are not a user's doing.
+        grades: values of `event` from the weakest feedback to the strongest, where they are a
+            ladder: ("exposed", "click", "order").
+        page_rule: the sentence that says how pages were formed, for a log with a column `page`.
 
     Raises:
         DataError: the tables break the schema; nothing is written.
@@ -93,14 +107,18 @@ def write_dataset(
 
     if time_unit not in TIME_UNITS:
         raise DataError(f"time_unit {time_unit!r} is not one of {', '.join(TIME_UNITS)}.")
-    interactions = _with_schema(pl.DataFrame(interactions), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
-    items = _with_schema(pl.DataFrame(items), {"item": "String"}, ITEMS)
-    check_tables(interactions, items)
-    _check_history_events(interactions, history_events)
+    log = with_schema(_lazy(interactions), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
+    catalogue = with_schema(_lazy(items), {"item": "String"}, ITEMS)
+    if page_rule and "page" not in log.collect_schema().names():
+        raise DataError(f"page_rule {page_rule!r} was given, but the log has no column 'page'.")
 
     def fill(temporary: Path) -> None:
-        interactions.write_parquet(temporary / INTERACTIONS)
-        items.write_parquet(temporary / ITEMS)
+        with reading(source):
+            log.sink_parquet(temporary / INTERACTIONS)
+            catalogue.sink_parquet(temporary / ITEMS)
+        written = [pl.scan_parquet(temporary / each) for each in (INTERACTIONS, ITEMS)]
+        check_tables(*written, time_unit=time_unit)
+        check_events(written[0], history_events, grades)
         write_json(
             temporary / MANIFEST,
             {
@@ -110,7 +128,9 @@ def write_dataset(
                 "licence": licence,
                 "time_unit": time_unit,
                 "history_events": list(history_events),
-                "counts": _counts(interactions, items),
+                **({"grades": list(grades)} if grades else {}),
+                **({"page_rule": page_rule} if page_rule else {}),
+                "counts": counts(*written),
                 "sha256": {each: file_hash(temporary / each) for each in (INTERACTIONS, ITEMS)},
             },
         )
@@ -145,56 +165,17 @@ def read_dataset(folder: str | os.PathLike[str], *, verify: bool = True) -> Data
                     f"{path / name} is not the file that {MANIFEST} describes (its SHA-256 "
                     "differs): it was changed or truncated. Write the dataset folder again."
                 )
-        interactions, items = dataset.interactions(), dataset.items()
-        _check_columns(interactions, {**REQUIRED, **OPTIONAL}, INTERACTIONS)
-        _check_columns(items, {"item": "String"}, ITEMS)
-        check_tables(interactions, items)
-        if (found := _counts(interactions, items)) != manifest["counts"]:
+        log, items = dataset.scan(), dataset.items(["item"]).lazy()
+        check_columns(log.collect_schema(), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
+        check_columns(items.collect_schema(), {"item": "String"}, ITEMS)
+        check_tables(log, items, time_unit=manifest["time_unit"])
+        check_events(log, manifest.get("history_events", ()), manifest.get("grades", ()))
+        if (found := counts(log, items)) != manifest["counts"]:
             raise DataError(
                 f"{path} holds {found}, but {MANIFEST} says {manifest['counts']}. "
                 "Write the dataset folder again."
             )
     return dataset
-
-
-def check_tables(interactions: Frame, items: Frame) -> None:
-    """Checks the rows of both tables.
-
-    Raises:
-        DataError: no interactions, an empty cell, a negative time, an item that occurs twice in
-            the items or is missing there.
-    """
-    if interactions.height == 0:
-        raise DataError("the log is empty: there is not one interaction. Check the reader's path.")
-    for frame, name, columns in (
-        (interactions, INTERACTIONS, REQUIRED),
-        (items, ITEMS, {"item": "String"}),
-    ):
-        for column in columns:
-            if missing := frame[column].null_count():
-                raise DataError(
-                    f"{name}: {missing} row(s) have no {column!r}. Drop or fill them first."
-                )
-    if (earliest := interactions["timestamp"].min()) < 0:
-        raise DataError(
-            f"{INTERACTIONS}: the earliest timestamp is {earliest}; times are seconds from 0 on. "
-            "Shift the times, or drop those rows."
-        )
-    doubled = items["item"].filter(items["item"].is_duplicated())
-    if len(doubled):
-        raise DataError(
-            f"{ITEMS}: {doubled.n_unique()} item id(s) occur more than once, for example "
-            f"{_examples(doubled)}. Keep one row per item."
-        )
-    known = items["item"].implode()
-    unknown = interactions["item"].unique(maintain_order=True)
-    unknown = unknown.filter(~unknown.is_in(known))
-    if len(unknown):
-        raise DataError(
-            f"{len(unknown)} item(s) of the log are not in {ITEMS}, for example "
-            f"{_examples(unknown)}. Add them there (a row with the id is enough), or drop their "
-            "interactions."
-        )
 
 
 def item_table(
@@ -233,7 +214,7 @@ def item_table(
     )
     missing = found.filter(pl.col("\0found").is_null())["item"]
     if len(missing):
-        raise DataError(f"{ITEMS} does not have {len(missing)} item(s): {_examples(missing)}.")
+        raise DataError(f"{ITEMS} does not have {len(missing)} item(s): {examples(missing)}.")
     table = {"item": found["item"].to_list()}
     for name in wanted:
         table[name] = [as_text(value) for value in found[name].to_list()]
@@ -276,57 +257,12 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def _with_schema(frame: Frame, types: Mapping[str, str], name: str) -> Frame:
-    """Casts numbers to the schema's width (int32 -> int64); texts must be texts already."""
+def _lazy(table: Frame) -> Frame:
     import polars as pl
 
-    casts = []
-    for column, expected in types.items():
-        if column not in frame.columns or str(frame.schema[column]) == expected:
-            continue
-        given = frame.schema[column]
-        if (expected == "Int64" and given.is_integer()) or (
-            expected == "Float64" and given.is_numeric()
-        ):
-            casts.append(pl.col(column).cast(getattr(pl, expected)))
-    frame = frame.with_columns(casts)
-    _check_columns(frame, types, name)
-    return frame
-
-
-def _check_columns(frame: Frame, types: Mapping[str, str], name: str) -> None:
-    for column, expected in types.items():
-        if column not in frame.columns:
-            if column in OPTIONAL:
-                continue
-            raise DataError(
-                f"{name} has no column {column!r}; it has "
-                f"{', '.join(map(repr, frame.columns)) or 'none'}. Rename or add the column."
-            )
-        if (given := str(frame.schema[column])) != expected:
-            raise DataError(
-                f"{name}: column {column!r} is {given}, and must be {expected}. Cast it first "
-                "(ids are texts, times are whole seconds)."
-            )
-
-
-def _check_history_events(interactions: Frame, history_events: Sequence[str]) -> None:
-    if not history_events:
-        return
-    found = set(interactions["event"].unique()) if "event" in interactions.columns else set()
-    if not set(history_events) & found:
-        raise DataError(
-            f"history_events {tuple(history_events)} name no event of the log, which has "
-            f"{sorted(map(str, found)) or 'no column event'}. Name events of the log."
-        )
-
-
-def _counts(interactions: Frame, items: Frame) -> dict[str, int]:
-    return {
-        "interactions": interactions.height,
-        "users": interactions["user"].n_unique(),
-        "items": items.height,
-    }
+    if isinstance(table, pl.LazyFrame):
+        return table
+    return (table if isinstance(table, pl.DataFrame) else pl.DataFrame(table)).lazy()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -346,10 +282,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if set(manifest["sha256"]) != {INTERACTIONS, ITEMS}:
         raise DataError(f"{path / MANIFEST}: sha256 must name {INTERACTIONS} and {ITEMS}.")
     return manifest
-
-
-def _examples(values: Any, count: int = 3) -> str:
-    return ", ".join(map(repr, values.unique(maintain_order=True).head(count).to_list()))
 
 
 def _as_list(columns: Sequence[str] | None) -> list[str] | None:

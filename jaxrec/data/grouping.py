@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from jaxrec.data.dataset import DataError, DatasetFolder, Frame
+from jaxrec.data.dataset import DataError, DatasetFolder
 
 ONE_ACTION = ("interaction",)
 """Name of the only action of a log without a column of events."""
@@ -55,17 +55,36 @@ def order_events(
         ties: `file`, `item` or `shuffle`.
         seed: seed of `shuffle`.
     """
-    import polars as pl
-
-    tie = np.arange(len(user), dtype=np.int64)
+    order: Int64[np.ndarray, " e"] | None = None
     if ties == "shuffle":
-        tie = np.random.default_rng(seed).permutation(tie)
-    frame = pl.DataFrame({"user": user, "time": time, "tie": tie})
-    keys = ["user", "time", "tie"]
+        order = _sort_by(np.random.default_rng(seed).permutation(np.arange(len(user))), order)
     if ties == "item":
-        frame = frame.with_columns(pl.Series("item", item))
-        keys.insert(2, "item")
-    return frame.select(pl.arg_sort_by(keys).cast(pl.Int64)).to_series().to_numpy()
+        order = _sort_by(item, order)
+    # Stable passes from the least significant key to the most significant one.
+    return _sort_by(user, _sort_by(time, order))
+
+
+def _sort_by(values: np.ndarray, order: np.ndarray | None) -> Int64[np.ndarray, " e"]:
+    """Sorts an order (None: 0, 1, 2, ...) by the values of its elements, keeping ties in place.
+
+    Value and place are packed into one 64-bit number and sorted as such, which is several times
+    faster than an indirect stable sort.
+    """
+    picked = values if order is None else values[order]
+    places = np.arange(len(values), dtype=np.int64) if order is None else order
+    if not len(values) or bool((picked[1:] >= picked[:-1]).all()):
+        return places
+    bits = (len(values) - 1).bit_length()
+    low, high = int(picked.min()), int(picked.max())
+    if (high - low).bit_length() + bits > 63:
+        return places[np.argsort(picked, kind="stable")]
+    packed = picked.astype(np.int64)
+    packed -= low
+    packed <<= bits
+    packed |= np.arange(len(values), dtype=np.int64)
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed if order is None else order[packed]
 
 
 def parse_ties(ties: str) -> int:
@@ -88,41 +107,81 @@ def parse_ties(ties: str) -> int:
     )
 
 
-def select_events(
-    dataset: DatasetFolder, events: tuple[str, ...] | None
-) -> tuple[Frame, tuple[str, ...]]:
-    """The log restricted to the events of a history, with the index of each event's action."""
+class NumberedLog(NamedTuple):
+    """The events of a log as numbers, in the order of the log."""
+
+    user: Int32[np.ndarray, " e"]
+    """Index into `users`."""
+    item: Int32[np.ndarray, " e"]
+    """Index into `items`."""
+    time: Int64[np.ndarray, " e"]
+    """Seconds."""
+    action: Int32[np.ndarray, " e"]
+    """Index into `actions`."""
+    users: Any
+    """User ids (polars texts) in the order of their first event."""
+    items: Any
+    """Item ids (polars texts) in the order of items.parquet."""
+    actions: tuple[str, ...]
+    """Names of the kinds of events."""
+
+
+def number_log(dataset: DatasetFolder, events: tuple[str, ...] | None = None) -> NumberedLog:
+    """Replaces ids by numbers, streaming; only the numbers of a log are ever held whole.
+
+    Args:
+        dataset: the dataset folder.
+        events: as in `histories.prepare`.
+
+    Raises:
+        DataError: events that the log does not have.
+    """
     import polars as pl
 
-    frame = dataset.interactions()
+    log = dataset.scan()
+    wanted, actions = _history_events(dataset, events)
+    if wanted:
+        log = log.with_columns(pl.col("event").fill_null("")).filter(pl.col("event").is_in(wanted))
+    users = log.select("user").unique(maintain_order=True).collect(engine="streaming")["user"]
+    items = dataset.items(["item"])["item"]
+    names = {"user": users, "item": items}
+    if wanted:
+        names["event"] = pl.Series(wanted)
+    numbered = log.select(*names, "timestamp")
+    for column, ids in names.items():
+        table = pl.LazyFrame({column: ids, f"{column} row": np.arange(len(ids), dtype=np.int32)})
+        numbered = numbered.join(table, on=column, how="left", maintain_order="left").drop(column)
+    frame = numbered.collect(engine="streaming")
+    action = frame["event row"].to_numpy() if wanted else np.zeros(frame.height, np.int32)
+    return NumberedLog(
+        user=frame["user row"].to_numpy(),
+        item=frame["item row"].to_numpy(),
+        time=frame["timestamp"].to_numpy(),
+        action=action,
+        users=users,
+        items=items,
+        actions=actions,
+    )
+
+
+def _history_events(
+    dataset: DatasetFolder, events: tuple[str, ...] | None
+) -> tuple[list[str], tuple[str, ...]]:
+    """The events that are kept (empty: there is no such column), and the names of all actions."""
+    import polars as pl
+
     wanted = tuple(dataset.manifest.get("history_events", ())) if events is None else events
-    if "event" not in frame.columns:
+    if "event" not in dataset.scan().collect_schema().names():
         if wanted:
             raise DataError(f"events {wanted} were asked for, but the log has no column 'event'.")
-        return frame.with_columns(action=pl.lit(0, pl.Int32)), ONE_ACTION
-    found = sorted(frame["event"].fill_null("").unique().to_list())
+        return [], ONE_ACTION
+    kinds = dataset.scan().select(pl.col("event").fill_null("").unique())
+    found = sorted(kinds.collect(engine="streaming").to_series())
     # A kind that the dataset declares may be absent from a small log; one that is asked for not.
     if unknown := sorted(set(events or ()) - set(found)):
         raise DataError(f"the log has no event {unknown}; it has {found}.")
     actions = wanted or tuple(found)
-    frame = frame.with_columns(pl.col("event").fill_null(""))
-    frame = frame.filter(pl.col("event").is_in(list(actions)))
-    return frame.with_columns(action=pl.Series(number(frame["event"], pl.Series(actions)))), actions
-
-
-def number_users(column: Any) -> tuple[Int32[np.ndarray, " e"], Any]:
-    """The index of each event's user, and the users in the order of their first event."""
-    users = column.unique(maintain_order=True)
-    return number(column, users), users
-
-
-def number(column: Any, names: Any) -> Int32[np.ndarray, " e"]:
-    """The index of each value in a list of names."""
-    import polars as pl
-
-    table = pl.DataFrame({"name": names, "row": np.arange(len(names), dtype=np.int32)})
-    rows = pl.DataFrame({"name": column}).join(table, on="name", how="left", maintain_order="left")
-    return rows["row"].to_numpy()
+    return list(actions), actions
 
 
 def renumber(keep: Bool[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:

@@ -19,12 +19,10 @@ from jaxrec.data.dataset import DataError, DatasetFolder
 from jaxrec.data.grouping import (
     ONE_ACTION,
     k_core,
-    number,
-    number_users,
+    number_log,
     order_events,
     parse_ties,
     renumber,
-    select_events,
 )
 from jaxrec.files import file_hash, publish, read_json, write_json
 
@@ -215,23 +213,25 @@ def prepare(
     """
     _check_limits(min_user, min_item)
     seed = parse_ties(ties)
-    frame, actions = select_events(dataset, events)
-    user, users = number_users(frame["user"])
-    items = dataset.items(["item"])["item"]
-    item = number(frame["item"], items)
-    keep = k_core(user, item, min_user=min_user, min_item=min_item)
+    log = number_log(dataset, events)
+    if not len(log.user):
+        raise DataError("no event of the log belongs to a history. See history_events.")
+    keep = k_core(log.user, log.item, min_user=min_user, min_item=min_item)
     if not keep.any():
         raise DataError(
             f"no event is left after min_user={min_user} and min_item={min_item}: no group of "
             "users and items is that dense. Lower the limits."
         )
-    kept_users = np.bincount(user[keep], minlength=len(users)) > 0
-    kept_items = np.ones(len(items), bool)
+    kept_users = np.ones(len(log.users), bool)
+    kept_items = np.ones(len(log.items), bool)
+    user, item, time, action = log.user, log.item, log.time, log.action
+    if not keep.all():
+        user, item, time, action = user[keep], item[keep], time[keep], action[keep]
+        kept_users = np.bincount(user, minlength=len(log.users)) > 0
+        user = renumber(kept_users)[user]
     if min_item:
-        kept_items = np.bincount(item[keep], minlength=len(items)) > 0
-    user = renumber(kept_users)[user[keep]]
-    item = renumber(kept_items)[item[keep]]
-    time = frame["timestamp"].to_numpy()[keep]
+        kept_items = np.bincount(item, minlength=len(log.items)) > 0
+        item = renumber(kept_items)[item]
     order = order_events(user, time, item, ties=ties.partition(":")[0], seed=seed)
     offsets = np.zeros(int(kept_users.sum()) + 1, np.int64)
     np.cumsum(np.bincount(user, minlength=len(offsets) - 1), out=offsets[1:])
@@ -239,10 +239,10 @@ def prepare(
         offsets=offsets,
         item=item[order],
         time=time[order],
-        action=frame["action"].to_numpy()[keep][order].astype(np.int32),
-        users=users.filter(kept_users).to_numpy().astype(np.str_),
-        items=items.filter(kept_items).to_numpy().astype(np.str_),
-        actions=actions,
+        action=action[order],
+        users=log.users.filter(kept_users).to_numpy().astype(np.str_),
+        items=log.items.filter(kept_items).to_numpy().astype(np.str_),
+        actions=log.actions,
         ties=ties,
         time_unit=dataset.manifest["time_unit"],
     )

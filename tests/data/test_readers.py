@@ -76,7 +76,7 @@ def test_recbole_without_items_and_times(tmp_path):
         ("user_id\titem_id:token\nu\t1\n", "header cell.*no type"),
         ("user:token\titem_id:token\nu\t1\n", "has no column 'user_id'"),
         (INTER + "u\t1\tgood\t3\n", "a float column holds text"),
-        (INTER + "u\t1\t3\t3\t9\t9\n", "tab-separated"),
+        (INTER + "u\t1\t3\t3\t9\t9\n", "more cells than the first line"),
         (INTER + "u\t1\t3\t\n", "have no 'timestamp'"),
         (INTER + "u\t2\t3\t5\n", "not in items.parquet"),
     ],
@@ -142,7 +142,7 @@ def test_sequence_files_without_times_have_an_order_only(tmp_path):
         ("u 1\n", None, "[1]", "line 1 is not a JSON object"),
         ("u 1\n", None, '{"item_id"', "line 1 is not JSON"),
         ("u 3\n", None, '{"item_id": 1}', "not in items.parquet, for example '3'"),
-        ("", None, '{"item_id": 1}', "the log is empty"),
+        ("", None, '{"item_id": 1}', "sequences.txt is empty"),
     ],
 )
 def test_bad_sequence_files(tmp_path, sequences, timestamps, items, message):

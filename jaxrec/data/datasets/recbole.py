@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrec.data.dataset import DataError, Frame, write_dataset
-from jaxrec.files import file_hash
+from jaxrec.data.tables import fingerprint_files, need_columns, need_file, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RecBoleFiles:
         import polars as pl
 
         log = read_atomic_file(Path(self.path) / f"{self.name}.inter")
-        _need_columns(log, (self.user, self.item), f"{self.name}.inter")
+        need_columns(log.columns, (self.user, self.item), f"{self.name}.inter")
         has_time = self.time in log.columns
         if has_time:
             time = _to_seconds(log[self.time], f"{self.name}.inter")
@@ -84,7 +84,7 @@ class RecBoleFiles:
             return log.select(item=self.item).unique(maintain_order=True)
         items = read_atomic_file(path)
         names = dict(self.item_columns)
-        _need_columns(items, (self.item, *names), path.name)
+        need_columns(items.columns, (self.item, *names), path.name)
         return items.rename({self.item: "item", **names})
 
 
@@ -96,13 +96,9 @@ def read_atomic_file(path: str | os.PathLike[str]) -> Frame:
     """
     import polars as pl
 
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. Give the folder and the stem of the files.")
-    try:
+    path = need_file(Path(path))
+    with reading(path):
         frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path} is not a table of tab-separated values: {error}") from None
     types = dict(column.rpartition(":")[::2] for column in frame.columns)
     if bad := [column for column in frame.columns if ":" not in column]:
         raise DataError(
@@ -117,25 +113,6 @@ def read_atomic_file(path: str | os.PathLike[str]) -> Frame:
         raise DataError(f"{path}: a float column holds text: {error}") from None
 
 
-def fingerprint_files(*paths: Path, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Size and SHA-256 of files by name, so that a changed input is noticed.
-
-    Args:
-        paths: the files.
-        optional: names that may be absent.
-
-    Raises:
-        DataError: a file does not exist.
-    """
-    known = {}
-    for path in paths:
-        if path.is_file():
-            known[path.name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-        elif path.name not in optional:
-            raise DataError(f"{path} does not exist. Check the path.")
-    return known
-
-
 def _to_seconds(times: Any, name: str) -> Any:
     import polars as pl
 
@@ -143,11 +120,3 @@ def _to_seconds(times: Any, name: str) -> Any:
         return times.cast(pl.Float64).floor().cast(pl.Int64)
     except pl.exceptions.InvalidOperationError as error:
         raise DataError(f"{name}: a time is not a number: {error}") from None
-
-
-def _need_columns(frame: Frame, names: tuple[str, ...], file: str) -> None:
-    if missing := [name for name in names if name not in frame.columns]:
-        raise DataError(
-            f"{file} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, frame.columns))}. Name the columns in the reader."
-        )

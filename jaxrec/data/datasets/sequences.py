@@ -8,13 +8,12 @@ items.jsonl      {"item_id": ..., "title": ..., "categories": [[...]], ...}
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from jaxrec.data.dataset import DataError, Frame, as_text, write_dataset
-from jaxrec.data.datasets.recbole import fingerprint_files
+from jaxrec.data.dataset import DataError, Frame, write_dataset
+from jaxrec.data.tables import columns_of, fingerprint_files, json_lines, text_lines
 
 SEQUENCES = "sequences.txt"
 TIMESTAMPS = "timestamps.txt"
@@ -76,40 +75,15 @@ def read_item_lines(path: str | os.PathLike[str], item_key: str = "item_id") -> 
     Raises:
         DataError: no such file, a line that is no JSON object, or an object without the key.
     """
-    rows = _json_lines(Path(path))
-    for number, row in enumerate(rows, start=1):
+    rows = []
+    for number, row in json_lines(Path(path)):
         if row.get(item_key) is None:
             raise DataError(
                 f"{path}, line {number}: no {item_key!r} among {sorted(row)}. Name the key of the "
                 "id with item_key."
             )
-    names = dict.fromkeys(name for row in rows for name in row if name != item_key)
-    columns: dict[str, list[Any]] = {"item": [str(row[item_key]) for row in rows]}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        if all(type(value) in (int, float) for value in values if value is not None):
-            columns[name] = [None if value is None else float(value) for value in values]
-        else:
-            columns[name] = [as_text(value) for value in values]
-    return columns
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; the items of the log are listed there.")
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is not a JSON object: {line[:60]!r}.")
-            rows.append(row)
-    return rows
+        rows.append(row)
+    return columns_of(rows, item_key)
 
 
 def _read_log(path: Path, has_time: bool) -> Frame:
@@ -146,9 +120,7 @@ def _read_lines(path: Path) -> Frame:
     """Columns user (text) and values (list of texts) of a file of lines `user value value ...`."""
     import polars as pl
 
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. Give the folder that holds {path.name}.")
-    lines = pl.Series("line", path.read_text(encoding="utf-8").splitlines(), dtype=pl.String)
+    lines = pl.Series("line", [line for _, line in text_lines(path)], dtype=pl.String)
     words = lines.filter(lines.str.strip_chars() != "").str.extract_all(r"\S+")
     frame = pl.DataFrame({"user": words.list.first(), "values": words.list.slice(1)})
     empty = frame.filter(frame["values"].list.len() == 0)["user"]
