@@ -11,11 +11,12 @@ import numpy as np
 
 from jaxrec.data.dataset import item_table, read_dataset, titles
 from jaxrec.data.histories import Histories, prepare
-from jaxrec.data.splits import Split, training_items
+from jaxrec.data.splits import Split, training_counts, training_items, training_positions
 from jaxrec.evaluation.baselines import count_popularity
 from jaxrec.files import read_json, write_json
 from jaxrec.pipeline.cache import Artefact, run_stage
 from jaxrec.recipe import Recipe
+from jaxrec.representation.encoder import TrainingSequences
 from jaxrec.tokenization.collisions import popularity_order
 from jaxrec.tokenization.semantic_ids import SemanticIds
 
@@ -122,7 +123,9 @@ def make_vectors(recipe: Recipe, place: Workplace, data: Prepared) -> Vectors:
     def work(folder: Path) -> None:
         table = item_table(data.dataset.folder, data.histories.items)
         mask = training_items(data.histories, data.split)
-        result = recipe.items(table, mask, recipe.seed)
+        result = recipe.items(
+            table, mask, recipe.seed, training_sequences(data.histories, data.split)
+        )
         np.save(folder / "vectors.npy", result.vectors, allow_pickle=False)
         write_json(folder / "report.json", result.report)
 
@@ -137,6 +140,15 @@ def make_vectors(recipe: Recipe, place: Workplace, data: Prepared) -> Vectors:
         artefact,
         np.load(artefact.folder / "vectors.npy", allow_pickle=False),
         read_json(artefact.folder / "report.json"),
+    )
+
+
+def training_sequences(histories: Histories, split: Split) -> TrainingSequences:
+    """The training events alone, which is all that an encoder of behaviour may see."""
+    counts = training_counts(histories, split)
+    return TrainingSequences(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        item=np.asarray(histories.item)[training_positions(histories, split)],
     )
 
 

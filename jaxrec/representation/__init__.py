@@ -1,6 +1,7 @@
-"""Items to vectors: text encoders, precomputed modalities, post-processing steps."""
+"""Items to vectors: text encoders, behaviour, precomputed modalities, post-processing steps."""
 
-from jaxrec.representation.encoder import Encoder
+from jaxrec.representation.cooccurrence import Cooccurrence
+from jaxrec.representation.encoder import Encoder, TrainingSequences
 from jaxrec.representation.precomputed import Precomputed
 from jaxrec.representation.steps import L2, PCA, Standardise, Step, Whiten
 from jaxrec.representation.text import TextFields
@@ -11,6 +12,7 @@ from jaxrec.representation.wordllama import WordLlama
 __all__ = [
     "L2",
     "PCA",
+    "Cooccurrence",
     "Encoder",
     "HashedTfidf",
     "ItemVectors",
@@ -18,6 +20,7 @@ __all__ = [
     "Standardise",
     "Step",
     "TextFields",
+    "TrainingSequences",
     "VectorsResult",
     "Whiten",
     "WordLlama",

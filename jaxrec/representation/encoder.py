@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxrec.representation.text import Table
+
+
+class TrainingSequences(NamedTuple):
+    """The training events of all users, oldest first, and nothing else."""
+
+    offsets: np.ndarray
+    """int64[u + 1]: user u owns the events offsets[u] .. offsets[u+1]-1."""
+    item: np.ndarray
+    """int32[e]: catalogue row of each event."""
 
 
 @runtime_checkable
@@ -27,7 +36,13 @@ class Encoder(Protocol):
         ...
 
     def encode(
-        self, texts: list[str], *, table: Table, fit_mask: np.ndarray, seed: int
+        self,
+        texts: list[str],
+        *,
+        table: Table,
+        fit_mask: np.ndarray,
+        seed: int,
+        sequences: TrainingSequences | None = None,
     ) -> np.ndarray:
         """Vectors of all items.
 
@@ -36,6 +51,8 @@ class Encoder(Protocol):
             table: the item table; its column `item` holds the ids.
             fit_mask: bool[n], the items that anything learnt here may look at.
             seed: makes equal calls equal.
+            sequences: who had what in training, for encoders of behaviour; nothing held out is
+                in there.
 
         Returns:
             float32[n, d].

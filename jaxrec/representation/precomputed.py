@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from jaxrec.files import file_hash
+from jaxrec.representation.encoder import TrainingSequences
 from jaxrec.representation.text import Table
 
 _NAMED = 5
@@ -56,10 +57,16 @@ class Precomputed:
         return file_hash(self.path)
 
     def encode(
-        self, texts: list[str], *, table: Table, fit_mask: np.ndarray, seed: int
+        self,
+        texts: list[str],
+        *,
+        table: Table,
+        fit_mask: np.ndarray,
+        seed: int,
+        sequences: TrainingSequences | None = None,
     ) -> np.ndarray:
         """The vectors in catalogue order, float32[n, d]."""
-        del texts, seed
+        del texts, seed, sequences
         vectors = self._read()[self.skip_rows :]
         if not np.isfinite(vectors).all():
             rows = np.flatnonzero(~np.isfinite(vectors).all(1))

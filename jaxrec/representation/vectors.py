@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxrec.representation.encoder import Encoder
+from jaxrec.representation.encoder import Encoder, TrainingSequences
 from jaxrec.representation.steps import L2, State, Step
 from jaxrec.representation.text import Table, TextFields, text_report
 from jaxrec.representation.wordllama import WordLlama
@@ -36,7 +36,7 @@ class ItemVectors:
     """
 
     encoder: Encoder = WordLlama()
-    """WordLlama(), HashedTfidf(), Precomputed(path) or anything of that shape."""
+    """WordLlama(), HashedTfidf(), Cooccurrence(), Precomputed(path) or anything of that shape."""
     text: TextFields = TextFields()
     """How items are written; not used by encoders that read no text."""
     steps: tuple[Step, ...] = (L2(),)
@@ -52,7 +52,11 @@ class ItemVectors:
             raise ValueError(f"fit_on must be one of {FIT_ON}, got {self.fit_on!r}.")
 
     def __call__(
-        self, table: Table, train_mask: np.ndarray | None = None, seed: int = 0
+        self,
+        table: Table,
+        train_mask: np.ndarray | None = None,
+        seed: int = 0,
+        sequences: TrainingSequences | None = None,
     ) -> VectorsResult:
         """Vectors of all items.
 
@@ -60,10 +64,13 @@ class ItemVectors:
             table: columns of the item table, one value per catalogue row.
             train_mask: bool[n], items seen in training; needed for `fit_on="train_items"`.
             seed: of encoders that draw.
+            sequences: the training events, for encoders of behaviour.
         """
         mask = self._fit_mask(table, train_mask)
         texts = self.text.write(table) if self.encoder.reads_text else []
-        vectors = self.encoder.encode(texts, table=table, fit_mask=mask, seed=seed)
+        vectors = self.encoder.encode(
+            texts, table=table, fit_mask=mask, seed=seed, sequences=sequences
+        )
         n_constant_rows = count_constant_rows(vectors)
         states = []
         for step in self.steps:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxrec.representation.encoder import fill_empty
+from jaxrec.representation.encoder import TrainingSequences, fill_empty
 from jaxrec.representation.text import Table
 from jaxrec.tracking import Progress
 
@@ -52,10 +52,16 @@ class WordLlama:
             )
 
     def encode(
-        self, texts: list[str], *, table: Table, fit_mask: np.ndarray, seed: int
+        self,
+        texts: list[str],
+        *,
+        table: Table,
+        fit_mask: np.ndarray,
+        seed: int,
+        sequences: TrainingSequences | None = None,
     ) -> np.ndarray:
         """Vectors of the texts, float32[n, dimension]. Nothing is learnt, nothing is random."""
-        del table, fit_mask, seed
+        del table, fit_mask, seed, sequences
         model = _load(self.dimension)
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         with Progress(len(texts), "WordLlama", unit="texts") as progress:

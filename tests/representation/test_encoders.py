@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from jaxrec.representation import Encoder, HashedTfidf, Precomputed, WordLlama
 from jaxrec.representation.encoder import constant_vector
-from jaxrec.representation.tfidf import count_features, tfidf, truncated_svd
+from jaxrec.representation.svd import truncated_svd
+from jaxrec.representation.tfidf import count_features, tfidf
 
 TEXTS = [
     "title: red nail polish",
