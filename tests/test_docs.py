@@ -2,7 +2,7 @@
 
 import re
 
-from jaxrec.cli import parse_overrides
+from jaxrec.commands.overrides import parse_overrides
 
 MADE_BY_THE_READER = (
     "configs/toy_",

@@ -15,6 +15,7 @@ FLOORS = [
     {"representation", "tokenization", "alignment"},
     {"recipe"},
     {"pipeline", "scaling", "interop"},
+    {"commands"},
     {"cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

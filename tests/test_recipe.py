@@ -4,7 +4,7 @@ import json
 import pytest
 
 from jaxrec import recipe as recipes
-from jaxrec.cli import parse_overrides
+from jaxrec.commands.overrides import parse_overrides
 from jaxrec.recipe import load_recipe, replace, to_json
 
 
@@ -45,6 +45,17 @@ def test_overrides_are_typed(root):
     recipe, runs = parse_overrides(path, ["--generator.layers", "6", "--runs", "elsewhere"])
     assert recipe.generator.layers == 6
     assert str(runs) == "elsewhere"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "synthetic", "beauty_decoder", "own_data"])
+def test_every_field_of_every_recipe_is_a_flag(root, name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_overrides(str(root / f"configs/{name}.py"), ["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--tokenizer.quantizer.codes" in shown
+    assert "--items.encoder." in shown
+    assert "{fixed}" not in shown, "a component's field is hidden by its annotation"
 
 
 @pytest.mark.parametrize(

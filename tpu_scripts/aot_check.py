@@ -109,7 +109,7 @@ def check(recipe: str, overrides: list[str], topology: str, items: int) -> list[
     """Lowers and compiles both programs for the topology."""
     from jax.experimental import topologies
 
-    from jaxrec.cli import parse_overrides
+    from jaxrec.commands.overrides import parse_overrides
     from jaxrec.parallel import make_mesh
     from jaxrec.scaling.forecast import (
         collectives_of,

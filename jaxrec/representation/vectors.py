@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxrec.representation.encoder import Encoder, TrainingSequences
-from jaxrec.representation.steps import L2, State, Step
+from jaxrec.representation.encoder import TrainingSequences
+from jaxrec.representation.steps import L2, State
 from jaxrec.representation.text import Table, TextFields, text_report
 from jaxrec.representation.wordllama import WordLlama
 
@@ -35,11 +35,11 @@ class ItemVectors:
             another length, or vectors that are not finite.
     """
 
-    encoder: Encoder = WordLlama()
+    encoder: Any = WordLlama()
     """WordLlama(), HashedTfidf(), Cooccurrence(), Precomputed(path) or anything of that shape."""
     text: TextFields = TextFields()
     """How items are written; not used by encoders that read no text."""
-    steps: tuple[Step, ...] = (L2(),)
+    steps: tuple[Any, ...] = (L2(),)
     """Applied in order."""
     fit_on: str = "all_items"
     """Rows that encoder and steps may learn from: `train_items` (those seen in training) or

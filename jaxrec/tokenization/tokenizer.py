@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from jaxrec.tokenization.collisions import CollisionPolicy, ExtraDigit
+from jaxrec.tokenization.collisions import ExtraDigit
 from jaxrec.tokenization.quality import quality_report
-from jaxrec.tokenization.quantizer import Quantizer, check_vectors
+from jaxrec.tokenization.quantizer import check_vectors
 from jaxrec.tokenization.residual_kmeans import ResidualKMeans
 from jaxrec.tokenization.semantic_ids import SemanticIds
 
@@ -23,9 +23,9 @@ FIT_ON = ("train_items", "all_items")
 class Tokenizer:
     """A quantizer and a collision policy: vectors to SemanticIds."""
 
-    quantizer: Quantizer = ResidualKMeans()
+    quantizer: Any = ResidualKMeans()
     """ResidualKMeans(...) or anything of that shape."""
-    collisions: CollisionPolicy = ExtraDigit()
+    collisions: Any = ExtraDigit()
     """ExtraDigit(), Reassign() or Keep()."""
 
     schema_version: ClassVar[int] = 1

@@ -100,6 +100,13 @@ def test_the_unit_of_time_is_seen(tmp_path, times, unit):
     assert f"time in {unit}" in dataset.manifest["source"]
 
 
+def test_a_table_whose_first_line_is_data(tmp_path):
+    path = put(tmp_path, "u.tsv", "ann\ti1\t3\t20\nbob\ti2\t4\t10\n")
+    names = ("user", "item", "stars", "time")
+    dataset = written(tmp_path / "d", path, names=names, value="stars")
+    assert dataset.interactions().rows() == [("ann", "i1", 20, 3.0), ("bob", "i2", 10, 4.0)]
+
+
 def test_a_strptime_format(tmp_path):
     path = put(tmp_path, "log.csv", "user,item,time\nu,i,11/12/2019 2:14:46 PM\n")
     dataset = written(tmp_path / "d", path, time_unit="%m/%d/%Y %I:%M:%S %p")

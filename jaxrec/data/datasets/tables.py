@@ -75,6 +75,8 @@ class TableFiles:
     """Keep items of the table of items that occur in no event."""
     separator: str = ""
     """Of text tables; by the name's ending otherwise (, for .csv and a tab for .tsv)."""
+    names: tuple[str, ...] = ()
+    """Column names of a log without a first line that names them."""
     name: str = ""
     """Name of the data set; the file's by default."""
     licence: str = "unknown"
@@ -119,7 +121,7 @@ class TableFiles:
         import polars as pl
 
         files = self._files()
-        names = _column_names(files[0], self.separator)
+        names = list(self.names) or _column_names(files[0], self.separator)
         user = _find(self.user, "user", names, files[0])
         item = _find(self.item, "item", names, files[0])
         time = _find(self.time, "time", names, files[0], optional=True)
@@ -144,7 +146,13 @@ class TableFiles:
     def _scan(self, file: Path, wanted: list[str]) -> Frame:
         import polars as pl
 
-        frame = scan_table(file, dict.fromkeys(wanted, pl.String), separator=self.separator or None)
+        frame = scan_table(
+            file,
+            dict.fromkeys(wanted, pl.String),
+            separator=self.separator or None,
+            header=not self.names,
+            names=self.names or None,
+        )
         need_columns(frame.collect_schema().names(), wanted, file)
         return frame.select(list(dict.fromkeys(wanted)))
 

@@ -1,0 +1,1 @@
+"""One file a command of the `jaxrec` program: each has `main(words) -> exit code`."""
