@@ -1,10 +1,11 @@
-"""Training curves as SVG that lives inside a page: no file, no address, colours of the page."""
+"""Figures as SVG that lives inside a page: no file, no address, colours of the page."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -63,6 +64,8 @@ def _panel(name: str) -> str | None:
 def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
     """One panel of curves as an `<svg>` element for the inside of a page.
 
+    Curve i has colour i of `COLOURS`; the page names them, so that no legend covers a curve.
+
     Args:
         series: (steps, values) of each curve; values that are not finite leave a gap.
         label: what the vertical axis shows.
@@ -70,36 +73,124 @@ def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], la
     Raises:
         ImportError: matplotlib is missing; install `jaxrec[plots]`.
     """
+    with _panel_of_page(label, (5.2, 3.0)) as (axes, svg):
+        for i, (steps, values) in enumerate(series.values()):
+            marker = "o" if len(steps) < 30 else None
+            axes.plot(steps, values, color=colour_of(i), marker=marker, markersize=3)
+        axes.set_xlabel("step", color=INK)
+        axes.set_ylabel(label, color=INK)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    return svg()
+
+
+def buckets_svg(
+    series: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    buckets: Sequence[str],
+    label: str,
+    x_label: str,
+) -> str:
+    """Means with intervals, bucket by bucket, one colour a method, as an `<svg>` element.
+
+    Args:
+        series: (mean, low, high) of each method in each bucket; None leaves a gap.
+        buckets: names of the buckets, printed below.
+        label: what the vertical axis shows.
+        x_label: what the buckets count.
+
+    Raises:
+        ImportError: matplotlib is missing; install `jaxrec[plots]`.
+    """
+    with _panel_of_page(f"{label} {x_label}", (5.2, 3.0)) as (axes, svg):
+        for i, values in enumerate(series.values()):
+            # Methods of one bucket stand side by side: their intervals would cover each other.
+            shift = (i - (len(series) - 1) / 2) * min(0.14, 0.6 / max(len(series), 1))
+            told = [(place, value) for place, value in enumerate(values) if value is not None]
+            at = [place + shift for place, _ in told]
+            means = [mean for _, (mean, _, _) in told]
+            below = [max(mean - low, 0.0) for _, (mean, low, _) in told]
+            above = [max(high - mean, 0.0) for _, (mean, _, high) in told]
+            colour = colour_of(i)
+            axes.plot(at, means, color=colour, linewidth=0.8, alpha=0.5)
+            axes.errorbar(
+                at, means, [below, above], color=colour, fmt="o", markersize=4, elinewidth=1.4
+            )
+        crowded = sum(map(len, buckets)) > 48
+        axes.set_xticks(
+            range(len(buckets)),
+            list(buckets),
+            rotation=30 if crowded else 0,
+            ha="right" if crowded else "center",
+        )
+        axes.set_xlim(-0.5, len(buckets) - 0.5)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x_label, color=INK)
+        axes.set_ylabel(label, color=INK)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6, axis="y")
+    return svg()
+
+
+def intervals_svg(series: Sequence[tuple[str, float, float, float]], label: str) -> str:
+    """Means with intervals on one line each, the first on top, as an `<svg>` element.
+
+    Args:
+        series: (name, mean, low, high). Entry i has colour i of `COLOURS`.
+        label: what the horizontal axis shows.
+
+    Raises:
+        ImportError: matplotlib is missing; install `jaxrec[plots]`.
+    """
+    with _panel_of_page(f"{label} intervals", (5.2, 0.75 + 0.3 * len(series))) as (axes, svg):
+        for i, (_, mean, low, high) in enumerate(series):
+            ends = [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
+            axes.errorbar(
+                [mean], [i], xerr=ends, color=colour_of(i), fmt="o", markersize=5, elinewidth=2
+            )
+        axes.set_yticks(range(len(series)), [name for name, *_ in series])
+        axes.set_ylim(len(series) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(label, color=INK)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6, axis="x")
+    return svg()
+
+
+def colour_of(number: int) -> str:
+    """The colour of curve or method `number`; they repeat after the last."""
+    return COLOURS[number % len(COLOURS)]
+
+
+@contextlib.contextmanager
+def _panel_of_page(salt: str, size: tuple[float, float]) -> Generator[tuple[Any, Callable]]:
+    """Axes in the page's colours, and a function that gives them as an `<svg>` element.
+
+    Equal drawings give equal text: the salt names what is drawn, and no date is written.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     # Any: the stubs of matplotlib want each key as a literal.
     settings: Any = {
         "svg.fonttype": "none",
-        "svg.hashsalt": f"jaxrec {label}",
+        "svg.hashsalt": f"jaxrec {salt}",
         "text.parse_math": False,
         "font.size": 9,
         "font.family": "sans-serif",
         "lines.linewidth": 1.6,
     }
     with rc_context(settings):
-        figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        for i, (name, (steps, values)) in enumerate(series.items()):
-            marker = "o" if len(steps) < 30 else None
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot(steps, values, color=colour, label=name, marker=marker, markersize=3)
-        axes.set_xlabel("step", color=INK)
-        axes.set_ylabel(label, color=INK)
         axes.tick_params(colors=INK)
         for side, spine in axes.spines.items():
             spine.set_color(INK)
             spine.set_visible(side in ("left", "bottom"))
-        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        axes.legend(frameon=False, labelcolor=INK)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return inline_svg(buffer.getvalue())
+
+        def svg() -> str:
+            buffer = io.StringIO()
+            with rc_context(settings):
+                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            return inline_svg(buffer.getvalue())
+
+        yield axes, svg
 
 
 def inline_svg(document: str) -> str:
@@ -109,7 +200,8 @@ def inline_svg(document: str) -> str:
     """
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", element)
+    element = re.sub(r"<!--.*?-->", "", element, flags=re.DOTALL)
+    element = re.sub(r"""\sxmlns(:\w+)?=("[^"]*"|'[^']*')""", "", element)
     # The page sets the size; the view box keeps the proportions.
     element = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", element, count=1)
     element = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", element, count=1)

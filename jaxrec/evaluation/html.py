@@ -1,30 +1,46 @@
 """`report.html`: the run for people, in one file that needs nothing from anywhere.
 
-The verdict stands first, then what it was measured under, then the numbers, the training curves,
-the semantic IDs, and real lists with titles. Works in light and dark, narrow and wide. Everything
-that comes from data is escaped.
+The verdict stands first, then what it was measured under, then the numbers, for whom they hold,
+the training curves, the semantic IDs, and real lists with titles. Works in light and dark, narrow
+and wide, and on paper. Everything that comes from data is escaped.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxrec.evaluation.figures import curve_series, curves_svg, has_matplotlib, is_number
+from jaxrec.evaluation.figures import (
+    buckets_svg,
+    curve_series,
+    curves_svg,
+    has_matplotlib,
+    inline_svg,
+    intervals_svg,
+)
 from jaxrec.evaluation.page import PAGE, STYLE
 from jaxrec.evaluation.protocol import Protocol
-from jaxrec.evaluation.report import headline, verdict
+from jaxrec.evaluation.report import HEADLINE, headline, verdict
+from jaxrec.evaluation.tables import (
+    breakdown_table,
+    comparison_table,
+    facts,
+    fold,
+    legend,
+    level_table,
+    metric_groups,
+    metric_name,
+    metric_table,
+)
 
 FILE = "report.html"
-SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr@10")
-"""Metrics of the first tables; the rest stands in a fold."""
 HISTORY = 10
 """Events of a user's history shown, the newest ones."""
 
-_LOWER_IS_BETTER = ("gini",)
-_LEVELS = {"item": "Items", "sid": "Semantic IDs"}
+_NO_FIGURES = "<p class='note'>Install jaxrec[plots] for figures.</p>"
+_IN_FOLD = ("semantic_ids", "ranks")
+"""Entries of report.json that only a fold shows: they are long, or for machines."""
 
 
 def render_html(
@@ -32,7 +48,7 @@ def render_html(
     *,
     curves: Sequence[Mapping[str, Any]] = (),
     sid_quality: Mapping[str, Any] | None = None,
-    sid_figure: bytes | None = None,
+    sid_figures: Sequence[str] = (),
     users: Sequence[Mapping[str, Any]] = (),
     title: str,
 ) -> str:
@@ -43,35 +59,36 @@ def render_html(
         curves: metric rows of the training, each with "step" and numbers (`figures.curve_series`
             says which are drawn).
         sid_quality: numbers about the semantic IDs; values may be numbers, texts, lists of numbers
-            (one a level) or one further mapping.
-        sid_figure: a picture of them, SVG or PNG.
+            (one a level: they become a table) or one further mapping.
+        sid_figures: SVG pictures of them; lines in the colour `figures.INK` take the page's.
         users: examples, each {"user": name, "history": titles oldest first, "target": title or
             None, "recommended": [{"title": ..., "score": ...}, ...] best first, "hit": place of
             the target in the list from 1, 0 when it is missing}.
         title: of the page.
 
     Raises:
-        ValueError: `sid_figure` is neither SVG nor PNG, or the report's protocol is broken.
+        ValueError: a picture that is no SVG, or the report's protocol is broken.
     """
     sections = [
-        _section("Protocol", _protocol(report["protocol"])),
-        _section("Ranking metrics", _metrics(report)),
-        _section("Comparisons", _comparisons(report.get("comparisons", ()))),
-        _section("Training", _curves(curves)),
-        _section("Semantic IDs", _semantic_ids(sid_quality, sid_figure)),
-        _section("Ten users" if len(users) == 10 else "Users", _users(users)),
-        _section("Run", _extras(report)),
+        section("Protocol", _protocol(report["protocol"])),
+        section("Ranking metrics", _metrics(report)),
+        section("Comparisons", _comparisons(report)),
+        section("For whom it works", _breakdowns(report.get("breakdowns", ()))),
+        section("Training", _curves(curves)),
+        section("Semantic IDs", _semantic_ids(sid_quality, sid_figures)),
+        section("Ten users" if len(users) == 10 else "Users", _users(users)),
+        section("Run", _extras(report)),
     ]
     return PAGE.format(
         title=escape(title),
         style=STYLE,
-        verdict=escape(verdict(report)),
-        state=_state(report),
+        lead=f"<p class='verdict {_state(report)}'>{escape(verdict(report))}</p>",
         sections="\n".join(filter(None, sections)),
     )
 
 
-def _section(name: str, body: str) -> str:
+def section(name: str, body: str) -> str:
+    """A part of the page; nothing where it has no body."""
     return f"<section>\n<h2>{name}</h2>\n{body}\n</section>" if body else ""
 
 
@@ -89,97 +106,85 @@ def _protocol(fields: Mapping[str, Any]) -> str:
 
 
 def _metrics(report: Mapping[str, Any]) -> str:
-    """One table a group of comparable rows, shown metrics first and the others in a fold."""
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in report["rows"]:
-        key = (row["level"], row["seen_masked"], row["split"], row["tie_policy"])
-        groups.setdefault(key, []).append(row)
+    """The headline's rows as a picture and a table; the other ways of counting in a fold."""
     generators = {comparison["method"] for comparison in report.get("comparisons", ())}
-    tables = []
-    for (level, masked, split, ties), rows in groups.items():
-        seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-        caption = (
-            f"{_LEVELS[level]}, items of the history {'masked' if masked else 'kept'} "
-            f"({split}, ties: {ties}, seed {seeds})"
-        )
-        names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-        shown = [name for name in SHOWN if name in names] or names[: len(SHOWN)]
-        rest = [name for name in names if name not in shown]
-        tables.append(_table(rows, shown, caption, generators))
-        if rest:
-            fold = _table(rows, rest, caption, generators)
-            tables.append(f"<details><summary>More metrics</summary>{fold}</details>")
+    groups = metric_groups(report)
+    if not any(main for _, main, _ in groups):
+        groups = [(caption, True, rows) for caption, _, rows in groups]
+    first = [
+        _forest(rows) + metric_table(rows, caption, generators)
+        for caption, main, rows in groups
+        if main
+    ]
+    others = [metric_table(rows, caption, generators) for caption, main, rows in groups if not main]
     note = (
         "<p class='note'>Best of a column in bold; below a number its 95 % bootstrap interval over "
         "users. With one target a case, recall is the hit rate.</p>"
     )
-    return "\n".join(tables) + note
+    more = "The same with seen items kept, and counted by semantic codes"
+    return "\n".join(first) + note + fold(more, "".join(others))
 
 
-def _table(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], caption: str, generators: set[str]
-) -> str:
-    best = {name: _best(name, rows) for name in names}
-    head = "".join(f"<th scope='col'>{escape(_metric_name(name))}</th>" for name in names)
-    lines = []
-    for row in rows:
-        cells = "".join(_cell(row, name, best[name]) for name in names)
-        kind = " class='generator'" if row["method"] in generators else ""
-        lines.append(
-            f"<tr{kind}><th scope='row'>{escape(row['method'])}</th>{cells}"
-            f"<td>{row['seconds']:,.1f}</td></tr>"
-        )
-    return (
-        f"<div class='wide'><table><caption>{escape(caption)}</caption><thead><tr>"
-        f"<th scope='col'>Method</th>{head}<th scope='col'>Seconds</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _best(name: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    values = [row["metrics"][name] for row in rows if name in row["metrics"]]
-    if len(values) < 2 or name.startswith("novelty"):
-        return None  # More novelty is not better by itself.
-    return min(values) if name.startswith(_LOWER_IS_BETTER) else max(values)
-
-
-def _cell(row: Mapping[str, Any], name: str, best: float | None) -> str:
-    value = row["metrics"].get(name)
-    if value is None:
-        return "<td>-</td>"
-    number = f"{value:.4f}"
-    number = f"<b>{number}</b>" if value == best else number
-    ends = row.get("intervals", {}).get(name)
-    interval = f"<small>{ends[0]:.4f} to {ends[1]:.4f}</small>" if ends else ""
-    return f"<td>{number}{interval}</td>"
-
-
-def _metric_name(name: str) -> str:
-    kind, at, cutoff = name.partition("@")
-    words = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "gini": "Gini"}
-    return f"{words.get(kind, kind.capitalize())}{at}{cutoff}"
-
-
-def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    if not comparisons:
-        return ""
-    words = {"ahead": "ahead of", "behind": "behind", "undecided": "not told apart from"}
-    lines = [
-        f"<tr class='{escape(c['verdict'])}'><th scope='row'>{escape(c['method'])} "
-        f"<i>{words[c['verdict']]}</i> {escape(c['baseline'])}</th>"
-        f"<td>{escape(_metric_name(c['metric']))}</td>"
-        f"<td>{escape(c['level'])}</td><td>{'masked' if c['seen_masked'] else 'kept'}</td>"
-        f"<td>{c['difference']:+.4f}<small>{c['low']:+.4f} to {c['high']:+.4f}</small></td>"
-        f"<td>{c['p_value']:.4f}</td></tr>"
-        for c in comparisons
+def _forest(rows: Sequence[Mapping[str, Any]]) -> str:
+    told = [
+        (row["method"], row["metrics"][HEADLINE], *row["intervals"][HEADLINE])
+        for row in rows
+        if HEADLINE in row.get("intervals", {})
     ]
-    return (
-        "<div class='wide'><table><caption>Paired over the same users</caption><thead><tr>"
-        "<th scope='col'>Comparison</th><th scope='col'>Metric</th><th scope='col'>Level</th>"
-        "<th scope='col'>Seen items</th><th scope='col'>Difference</th>"
-        "<th scope='col'>p (sign flips)</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    if len(told) < 2:
+        return ""
+    if not has_matplotlib():
+        return _NO_FIGURES
+    return f"<figure class='picture'>{intervals_svg(told, metric_name(HEADLINE))}</figure>"
+
+
+def _comparisons(report: Mapping[str, Any]) -> str:
+    """Those of the verdict, and the others in a fold."""
+    comparisons = list(report.get("comparisons", ()))
+    told = headline(report)
+    first, rest = told or comparisons, [c for c in comparisons if told and c not in told]
+    shown = comparison_table(first, "Paired over the same users")
+    return shown + fold("Other metrics, and seen items kept", comparison_table(rest, ""))
+
+
+def _breakdowns(entries: Sequence[Mapping[str, Any]]) -> str:
+    entries = [entry for entry in entries if entry["rows"]]
+    if not entries:
+        return ""
+    drawn = _NO_FIGURES
+    if has_matplotlib():
+        pictures = "".join(f"<figure>{_bucket_picture(entry)}</figure>" for entry in entries)
+        drawn = f"<div class='figures'>{pictures}</div>"
+    parts = []
+    for entry in entries:
+        first, *others = entry["rows"][0]["metrics"]
+        masked = "masked" if entry["seen_masked"] else "kept"
+        caption = f"{metric_name(first)} by {entry['by']} (seen items {masked})"
+        more = "".join(breakdown_table(entry, name, metric_name(name)) for name in others)
+        parts.append(breakdown_table(entry, first, caption))
+        parts.append(fold(", ".join(map(metric_name, others)), more))
+    note = (
+        "<p class='note'>History length counts all events of the user before the target; target "
+        "popularity counts the target's training events, and cold items have none. Intervals are "
+        "95 % bootstrap intervals over the users of a bucket. Where no case is a hit they have no "
+        "width, which is no certainty; buckets marked as few are too small to say much.</p>"
     )
+    return drawn + "".join(parts) + note
+
+
+def _bucket_picture(entry: Mapping[str, Any]) -> str:
+    """The first metric of a breakdown, drawn."""
+    metric = next(iter(entry["rows"][0]["metrics"]))
+    series = {
+        row["method"]: [
+            None if mean is None else (mean, ends[0], ends[1])
+            for mean, ends in zip(row["metrics"][metric], row["intervals"][metric])
+        ]
+        for row in entry["rows"]
+    }
+    labels = [bucket["label"] for bucket in entry["buckets"]]
+    drawn = buckets_svg(series, labels, metric_name(metric), entry["by"])
+    return drawn + legend(list(series))
 
 
 def _curves(curves: Sequence[Mapping[str, Any]]) -> str:
@@ -187,53 +192,35 @@ def _curves(curves: Sequence[Mapping[str, Any]]) -> str:
     if not panels:
         return ""
     if not has_matplotlib():
-        return "<p class='note'>Install jaxrec[plots] for figures.</p>"
+        return _NO_FIGURES
     figures = "".join(
-        f"<figure>{curves_svg(series, label)}</figure>" for label, series in panels.items()
+        f"<figure>{curves_svg(series, label)}{legend([_curve_name(n) for n in series])}</figure>"
+        for label, series in panels.items()
     )
     return f"<div class='figures'>{figures}</div>"
 
 
-def _semantic_ids(quality: Mapping[str, Any] | None, figure: bytes | None) -> str:
+def _curve_name(name: str) -> str:
+    return name.removeprefix("validation/").replace("_", " ")
+
+
+def _semantic_ids(quality: Mapping[str, Any] | None, figures: Sequence[str]) -> str:
     parts = []
-    if figure is not None:
-        picture = base64.b64encode(figure).decode("ascii")
-        parts.append(
-            f"<figure class='paper'><img alt='Quality of the semantic IDs' "
-            f"src='data:{_media_type(figure)};base64,{picture}'></figure>"
-        )
+    if figures:
+        drawn = "".join(f"<figure>{_picture(figure)}</figure>" for figure in figures)
+        parts.append(f"<div class='figures'>{drawn}</div>")
     elif quality and not has_matplotlib():
-        parts.append("<p class='note'>Install jaxrec[plots] for figures.</p>")
+        parts.append(_NO_FIGURES)
     if quality:
-        parts.append(_facts(quality))
+        levels, others = level_table(quality)
+        parts += [levels, facts(others)]
     return "\n".join(parts)
 
 
-def _media_type(picture: bytes) -> str:
-    if picture.startswith(b"\x89PNG\r\n"):
-        return "image/png"
-    if b"<svg" in picture[:2000]:
-        return "image/svg+xml"
-    raise ValueError(
-        f"The figure must be SVG or PNG bytes, got {len(picture)} bytes starting {picture[:8]!r}."
-    )
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    """A list of names and values; a mapping inside becomes a list of its own."""
-    lines = []
-    for name, value in facts.items():
-        told = _facts(value) if isinstance(value, Mapping) else escape(_value(value))
-        lines.append(f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{told}</dd>")
-    return f"<dl>{''.join(lines)}</dl>"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_value(entry) for entry in value)
-    if is_number(value):
-        return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
-    return "-" if value is None else str(value)
+def _picture(figure: str) -> str:
+    if "<svg" not in figure[:2000]:
+        raise ValueError(f"A figure of the page is SVG text, got {figure[:20]!r}.")
+    return inline_svg(figure)
 
 
 def _users(users: Sequence[Mapping[str, Any]]) -> str:
@@ -248,7 +235,7 @@ def _user(user: Mapping[str, Any]) -> str:
     hit = user.get("hit", 0)
     entries = "".join(
         f"<li{' class=hit' if place == hit else ''}><span>{escape(entry['title'])}</span> "
-        f"<small>{entry['score']:.3g}</small></li>"
+        f"<small>{entry['score']:#.3g}</small></li>"
         for place, entry in enumerate(user["recommended"], start=1)
     )
     target = user.get("target")
@@ -264,5 +251,7 @@ def _user(user: Mapping[str, Any]) -> str:
 
 
 def _extras(report: Mapping[str, Any]) -> str:
-    extras = {k: v for k, v in report.items() if k not in ("protocol", "rows", "comparisons")}
-    return _facts(extras) if extras else ""
+    contract = ("protocol", "rows", "comparisons", "breakdowns")
+    extras = {name: value for name, value in report.items() if name not in contract}
+    folded = {name: extras.pop(name) for name in _IN_FOLD if name in extras}
+    return facts(extras) + fold("Everything else in report.json", facts(folded))

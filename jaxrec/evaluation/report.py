@@ -7,7 +7,18 @@ The file is a contract for machines:
                "metrics": {"recall@10": ..., ...}, "intervals": {"recall@10": [low, high], ...},
                "seconds"}, ...],
      "comparisons": [{"method", "baseline", "metric", "level", "seen_masked", "difference", "low",
-                      "high", "confidence", "p_value", "verdict"}, ...], ...}
+                      "high", "confidence", "p_value", "verdict"}, ...],
+     "breakdowns": [{"by": "history length"|"target popularity", "level", "seen_masked",
+                     "buckets": [{"label": "6-10", "low": 6, "high": 10, "cases", "users", "few"},
+                                 ...],
+                     "rows": [{"method", "metrics": {"recall@10": [...], ...},
+                               "intervals": {"recall@10": [[low, high], ...], ...}}, ...]}, ...],
+     "ranks": {"file": "ranks.npz", "cases": SHA-256, "fingerprint": SHA-256}, ...}
+
+A bucket holds the cases whose key is low .. high, both included; "high" is null in the last one,
+which has no end. Arrays of a breakdown have one entry a bucket, null where it has no case; "few"
+marks buckets too small to say much (`jaxrec.evaluation.breakdown`). "ranks" names the file of all
+ranks (`jaxrec.evaluation.ranks`). "comparisons", "breakdowns" and "ranks" may be absent.
 
 Times stand under "seconds" only, so two runs of one recipe differ nowhere else.
 """
@@ -23,6 +34,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxrec.evaluation.breakdown import check_breakdowns
 from jaxrec.evaluation.metrics import CUTOFFS, per_case_metrics, per_user_means
 from jaxrec.evaluation.protocol import LEVELS, Protocol
 from jaxrec.evaluation.significance import bootstrap_means, paired_difference
@@ -189,6 +201,7 @@ def write_report(
     extra: Mapping[str, Any] | None = None,
     *,
     comparisons: Sequence[Comparison] = (),
+    breakdowns: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes `report.json` into a folder, atomically, and returns its path.
 
@@ -198,6 +211,7 @@ def write_report(
         rows: at least one.
         extra: more top-level entries for the file (anything JSON holds).
         comparisons: of the generator with the baselines; they make the verdict.
+        breakdowns: metrics by group of cases (`breakdown.breakdown_entry`).
 
     Raises:
         ValueError: no row, an entry of `extra` that names a part of the contract, or NaN.
@@ -206,6 +220,7 @@ def write_report(
         "protocol": protocol.to_dict(),
         "rows": [row.to_dict() for row in rows],
         "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
+        "breakdowns": [dict(entry) for entry in breakdowns],
     }
     if taken := set(parts) & set(extra or {}):
         raise ValueError(f"extra may not replace {sorted(taken)}; use other names.")
@@ -329,8 +344,18 @@ def _check(content: Any, where: str) -> None:
             _check_row(row)
         for comparison in content.get("comparisons", []):
             Comparison(**comparison)
+        check_breakdowns(content.get("breakdowns", []))
+        _check_ranks(content.get("ranks"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _check_ranks(entry: Any) -> None:
+    if entry is None:
+        return
+    names = ("file", "cases", "fingerprint")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(n), str) for n in names):
+        raise ValueError(f"'ranks' is an object with the texts {', '.join(names)}.")
 
 
 def _check_row(row: Any) -> None:

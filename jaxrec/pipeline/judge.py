@@ -17,10 +17,12 @@ from jaxrec.evaluation.baselines import (
     count_transitions,
     popularity_baseline,
 )
+from jaxrec.evaluation.breakdown import HISTORY_LENGTH, TARGET_POPULARITY, breakdown_entry
 from jaxrec.evaluation.cases import CaseHistories, case_histories
 from jaxrec.evaluation.metrics import list_metrics
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.evaluation.ranking import ranks_in_lists, sid_ranks
+from jaxrec.evaluation.ranks import CaseRanks, fingerprint_cases
 from jaxrec.evaluation.report import Comparison, Row, compare_ranks, row_from_ranks
 from jaxrec.recipe import Evaluation
 from jaxrec.training.ranking import Answers, Ranker
@@ -43,6 +45,10 @@ class Judgement:
     """int64[c]: the flat position of each case's target."""
     answers: Answers
     """The generator's lists with seen items masked, one a case."""
+    breakdowns: list[dict[str, Any]]
+    """Metrics by history length and by popularity of the target (`breakdown.breakdown_entry`)."""
+    ranks: CaseRanks
+    """The rank of every case in every row."""
 
 
 def baselines(histories: Histories, split: Split) -> dict[str, Transitions]:
@@ -90,7 +96,7 @@ def judge(
         histories, split: the log and what is held out.
         protocol: what every row prints.
         evaluation: cutoffs, history cap, batch, intervals.
-        popularity: training events of each item, for novelty.
+        popularity: training events of each item, for novelty and for the breakdown.
     """
     positions = test_cases(split, evaluation, protocol.seed)
     users = case_users(histories, positions)
@@ -100,6 +106,8 @@ def judge(
     shown: Answers | None = None
     rows: list[Row] = []
     comparisons: list[Comparison] = []
+    breakdowns: list[dict[str, Any]] = []
+    kept_ranks: dict[tuple[str, str, bool], np.ndarray] = {}
     for seen_masked in (True, False):
         entries = [
             _judge_counter(name, counter, known, targets, popularity, seen_masked=seen_masked)
@@ -123,8 +131,12 @@ def judge(
         common = {"seen_masked": seen_masked, "users": users, "draws": evaluation.bootstrap}
         rows += [_row(entry, protocol, evaluation.cutoffs, common) for entry in entries]
         comparisons += _compare(entries, protocol.seed, common)
+        kept_ranks |= {(entry.method, entry.level, seen_masked): entry.ranks for entry in entries}
+        if seen_masked:
+            breakdowns = _break_down(entries, known, popularity[targets], protocol.seed, common)
     assert shown is not None
-    return Judgement(rows, comparisons, positions, shown)
+    ranks = _case_ranks(kept_ranks, histories, users, targets, known)
+    return Judgement(rows, comparisons, positions, shown, breakdowns, ranks)
 
 
 def _judge_counter(
@@ -184,6 +196,39 @@ def _compare(entries: list[_Entry], seed: int, common: dict[str, Any]) -> list[C
         for metric in COMPARED
         for name, theirs in by_method.items()
     ]
+
+
+def _break_down(
+    entries: list[_Entry],
+    known: CaseHistories,
+    counts: np.ndarray,
+    seed: int,
+    common: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Every method's metrics by history length and by training count of the target."""
+    ranks = {entry.method: entry.ranks for entry in entries if entry.level == "item"}
+    keys = {HISTORY_LENGTH: known.end - known.start, TARGET_POPULARITY: counts}
+    return [breakdown_entry(by, ranks, key, seed=seed, **common) for by, key in keys.items()]
+
+
+def _case_ranks(
+    ranks: dict[tuple[str, str, bool], np.ndarray],
+    histories: Histories,
+    users: np.ndarray,
+    targets: np.ndarray,
+    known: CaseHistories,
+) -> CaseRanks:
+    cases = zip(
+        np.asarray(histories.users)[users].tolist(),
+        np.asarray(histories.items)[targets].tolist(),
+        (known.end - known.start).tolist(),
+    )
+    return CaseRanks(
+        fingerprint_cases(cases),
+        users.astype(np.int32),
+        tuple(ranks),
+        np.stack([each.astype(np.int32) for each in ranks.values()]),
+    )
 
 
 def test_cases(split: Split, evaluation: Evaluation, seed: int) -> np.ndarray:

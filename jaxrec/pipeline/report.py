@@ -10,17 +10,18 @@ import numpy as np
 
 from jaxrec.data.histories import same_time_ties
 from jaxrec.data.splits import case_users
-from jaxrec.evaluation.figures import has_matplotlib
+from jaxrec.evaluation.figures import INK, has_matplotlib
 from jaxrec.evaluation.html import render_html
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.evaluation.ranking import ranks_in_lists
+from jaxrec.evaluation.ranks import write_ranks
 from jaxrec.evaluation.recommendations import write_recommendations
 from jaxrec.evaluation.report import read_report, text_table, write_report
 from jaxrec.files import write_text
 from jaxrec.pipeline.judge import Judgement
 from jaxrec.pipeline.stages import Prepared, Tokens, Vectors, Workplace
 from jaxrec.recipe import Recipe
-from jaxrec.tokenization.figures import figure_bytes
+from jaxrec.tokenization.figures import map_svg, usage_svg
 from jaxrec.tracking import JsonLines
 
 LISTED = 10
@@ -81,12 +82,19 @@ def write_results(
     protocol: Protocol,
     judgement: Judgement,
 ) -> None:
-    """Writes recommendations, report.html, report.txt and last report.json, each atomically.
+    """Writes recommendations, ranks.npz, report.html, report.txt and last report.json, each
+    atomically.
 
     report.json comes last: where it stands, the run is finished.
     """
+    ranks = judgement.ranks
     extra = {
         "recommendations": write_lists(place, data, judgement),
+        "ranks": {
+            "file": write_ranks(place.folder, ranks).name,
+            "cases": ranks.cases,
+            "fingerprint": ranks.fingerprint,
+        },
         "training": training,
         "items": vectors.report,
         "semantic_ids": {
@@ -99,13 +107,20 @@ def write_results(
     }
     scratch = place.folder / ".tmp-results"  # swept at the next start if killed here
     scratch.mkdir(exist_ok=True)
-    path = write_report(scratch, protocol, judgement.rows, extra, comparisons=judgement.comparisons)
+    path = write_report(
+        scratch,
+        protocol,
+        judgement.rows,
+        extra,
+        comparisons=judgement.comparisons,
+        breakdowns=judgement.breakdowns,
+    )
     report = read_report(path)
     page = render_html(
         report,
         curves=JsonLines(place.folder / "metrics.jsonl").rows(),
         sid_quality=quality_table(tokens),
-        sid_figure=sid_figure(tokens, vectors),
+        sid_figures=sid_figures(tokens, vectors),
         users=example_users(data, judgement, recipe.evaluation.examples, recipe.seed),
         title=f"jaxrec: {recipe.name}",
     )
@@ -139,34 +154,43 @@ def write_lists(place: Workplace, data: Prepared, judgement: Judgement) -> str:
 def quality_table(tokens: Tokens) -> dict[str, Any]:
     """What the page says about the semantic IDs; report.json holds all of it."""
     quality, collisions = tokens.quality["quality"], tokens.quality["quality"]["collisions"]
-    levels = quality["levels"]
-    table = {
-        "advice": " ".join(quality["advice"]) or "none",
-        "sizes of the levels": list(tokens.ids.space.sizes),
-        "collision policy": tokens.quality["collisions"]["policy"],
-        "codes used": [level["utilisation"] for level in levels],
+    levels, semantic = quality["levels"], tokens.ids.semantic_levels
+    sizes = tokens.ids.space.sizes
+    table: dict[str, Any] = {
+        "codes": list(sizes[:semantic]),
+        "codes used": [level["used"] for level in levels],
         "perplexity": [level["perplexity"] for level in levels],
         "entropy given the prefix, nats": [level["conditional_entropy"] for level in levels],
         "Gini of use": [level["gini_all"] for level in levels],
-        "IDs lost to collisions": collisions["lost_ids"],
-        "items that share an ID": collisions["items_sharing"],
-        "IDs that are shared": collisions["ids_shared"],
-        "the same from random codes": quality["random_floor"],
-        "largest group of one ID": collisions["max_bucket"],
     }
     if "reconstruction" in quality:
         explained = [level["explained"] for level in quality["reconstruction"]]
-        table["variance explained by levels"] = explained
+        table["variance explained so far"] = explained
+    table |= {
+        "advice": " ".join(quality["advice"]) or "none",
+        "collision policy": tokens.quality["collisions"]["policy"],
+        "IDs lost to collisions": f"{collisions['lost_ids']:.1%}",
+        "items that share an ID": f"{collisions['items_sharing']:.1%}",
+        "the same with random codes": f"{quality['random_floor']:.1%}",
+        "IDs that are shared": f"{collisions['ids_shared']:.1%}",
+        "largest group of one ID": collisions["max_bucket"],
+    }
+    if len(sizes) > semantic:
+        table["codes of the extra digit"] = sizes[semantic]
     return table
 
 
-def sid_figure(tokens: Tokens, vectors: Vectors) -> bytes | None:
-    """A picture of the semantic levels; None without matplotlib (the page then says so)."""
+def sid_figures(tokens: Tokens, vectors: Vectors) -> tuple[str, ...]:
+    """Pictures of the semantic levels, in the page's colours; none without matplotlib (the page
+    then says so)."""
     if not has_matplotlib():
-        return None
+        return ()
     space, levels = tokens.ids.space, tokens.ids.semantic_levels
-    codes = np.asarray(tokens.ids.codes)[:, :levels]
-    return figure_bytes(codes, space.sizes[:levels], vectors=vectors.vectors)
+    codes = np.asarray(tokens.ids.codes)
+    return (
+        usage_svg(codes[:, :levels], space.sizes[:levels], ink=INK),
+        map_svg(codes, vectors.vectors, ink=INK),
+    )
 
 
 def example_users(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import colorsys
+import contextlib
 import io
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 
 _WIDTH = 9.0
+_PANEL = 5.2
+"""Width of a picture that is read beside others, or alone on a telephone."""
 _MAP_POINTS = 4000
 _INK = "#222222"
 
@@ -42,6 +47,62 @@ def figure_bytes(
     """
     if image_format not in ("svg", "png"):
         raise ValueError(f"image_format must be 'svg' or 'png', got {image_format!r}.")
+    columns = 1 if vectors is None else 2
+    height = max(4.2 if vectors is not None else 0.0, 1.0 + 0.7 * len(sizes))
+    with _figure((_WIDTH, height), _INK, "jaxrec") as (figure, save):
+        grid = figure.add_gridspec(len(sizes), columns)
+        strips = [figure.add_subplot(grid[level, 0]) for level in range(len(sizes))]
+        _draw_usage(figure, strips, np.asarray(codes), sizes)
+        if vectors is not None:
+            _draw_map(figure.add_subplot(grid[:, 1]), np.asarray(codes), np.asarray(vectors))
+        if title:
+            figure.suptitle(title, fontsize=11)
+    return save(image_format, "white")
+
+
+def usage_svg(codes: np.ndarray, sizes: tuple[int, ...], *, ink: str = _INK) -> str:
+    """The heat map of codebook usage alone, level x code, on a transparent ground.
+
+    Every level is a row as wide as the picture, however many codes it has; codes are sorted from
+    most to least used, and all rows share one scale of colours.
+
+    Args:
+        codes: int[n, l]. sizes: codes of each level.
+        ink: colour of lines and letters.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with _figure((_PANEL, 0.9 + 0.62 * len(sizes)), ink, "jaxrec usage") as (figure, save):
+        strips = list(figure.subplots(len(sizes), 1, squeeze=False)[:, 0])
+        _draw_usage(figure, strips, np.asarray(codes), sizes, beside=False)
+    return save("svg", "none").decode()
+
+
+def map_svg(codes: np.ndarray, vectors: np.ndarray, *, ink: str = _INK) -> str:
+    """The map of the items alone, coloured by first code, on a transparent ground.
+
+    Args:
+        codes: int[n, l]. vectors: float[n, d].
+        ink: colour of lines and letters.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with _figure((_PANEL, 4.0), ink, "jaxrec map") as (figure, save):
+        _draw_map(figure.add_subplot(), np.asarray(codes), np.asarray(vectors))
+    return save("svg", "none").decode()
+
+
+@contextlib.contextmanager
+def _figure(
+    size: tuple[float, float], ink: str, salt: str
+) -> Generator[tuple[Any, Callable[[str, str], bytes]]]:
+    """A matplotlib figure, and a function (format, ground) -> bytes that saves it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -50,29 +111,31 @@ def figure_bytes(
             "pictures need matplotlib: install jaxrec[plots] (pip install 'jaxrec[plots]')."
         ) from error
     settings: Any = {
-        "svg.hashsalt": "jaxrec",
+        "svg.hashsalt": salt,
         "font.size": 9,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": ink,
+        "axes.facecolor": "none",
+        "xtick.color": ink,
+        "ytick.color": ink,
+        # Letters stay letters: they can be searched and read aloud, and take the page's font.
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
     }
     with mpl.rc_context(settings):
-        columns = 1 if vectors is None else 2
-        height = 4.2 if vectors is not None else 0.9 + 0.7 * len(sizes)
-        figure = Figure(figsize=(_WIDTH, height), facecolor="white", layout="constrained")
-        grid = figure.add_gridspec(len(sizes), columns)
-        strips = [figure.add_subplot(grid[level, 0]) for level in range(len(sizes))]
-        _draw_usage(figure, strips, np.asarray(codes), sizes)
-        if vectors is not None:
-            _draw_map(figure.add_subplot(grid[:, 1]), np.asarray(codes), np.asarray(vectors))
-        if title:
-            figure.suptitle(title, fontsize=11)
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if image_format == "svg" else None
-        figure.savefig(buffer, format=image_format, dpi=120, metadata=metadata)
-    return buffer.getvalue()
+        figure = Figure(figsize=size, layout="constrained")
+
+        def save(image_format: str, ground: str) -> bytes:
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if image_format == "svg" else None
+            with mpl.rc_context(settings):
+                figure.savefig(
+                    buffer, format=image_format, dpi=200, metadata=metadata, facecolor=ground
+                )
+            return buffer.getvalue()
+
+        yield figure, save
 
 
 def usage_shares(codes: np.ndarray, size: int) -> np.ndarray:
@@ -110,26 +173,47 @@ def code_hues(codes: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (np.arctan2(middle[1], middle[0]) / (2 * np.pi) + 0.5) % 1.0
 
 
-def _draw_usage(figure: Any, strips: list[Any], codes: np.ndarray, sizes: tuple[int, ...]) -> None:
+def _draw_usage(
+    figure: Any,
+    strips: list[Any],
+    codes: np.ndarray,
+    sizes: tuple[int, ...],
+    *,
+    beside: bool = True,
+) -> None:
+    """Rows of the heat map; the colour bar stands beside them, or below."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     shares = [usage_shares(codes[:, level], size) for level, size in enumerate(sizes)]
-    colours = colormaps["viridis_r"].with_extremes(bad="white")
+    # Unused codes are left empty: the ground shows, and the frame tells that they belong.
+    colours = colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
     top = max(4.0, *(float(share[0]) for share in shares))
     norm = LogNorm(1 / 16, top)
     for level, (axes, share) in enumerate(zip(strips, shares)):
         strip = np.ma.masked_equal(share[None], 0)
         image = axes.imshow(
-            strip, aspect="auto", cmap=colours, norm=norm, extent=(0, sizes[level], 0, 1)
+            strip,
+            aspect="auto",
+            cmap=colours,
+            norm=norm,
+            extent=(0, sizes[level], 0, 1),
+            interpolation="nearest",
         )
         used = int((share > 0).sum())
         axes.set_yticks([])
+        axes.set_xticks([0, sizes[level]])
         axes.set_ylabel(f"level {level}", rotation=0, ha="right", va="center")
-        axes.set_title(f"{used} of {sizes[level]} codes used", fontsize=8, loc="left", pad=2)
-    strips[-1].set_xlabel("codes, most used first")
-    bar = figure.colorbar(image, ax=strips, pad=0.02, fraction=0.05)
-    bar.set_label("items, relative to even use")
+        axes.set_title(
+            f"{used:,} of {sizes[level]:,} codes used, the top one {share[0]:.1f}x its even share",
+            fontsize=8,
+            loc="left",
+            pad=2,
+        )
+    strips[-1].set_xlabel("codes, most used first", labelpad=-6)
+    where = {"location": "right", "pad": 0.02} if beside else {"location": "bottom", "pad": 0.04}
+    bar = figure.colorbar(image, ax=strips, fraction=0.06, aspect=40, **where)
+    bar.set_label("items a code holds, relative to even use; empty: none")
     ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if tick <= top]
     bar.set_ticks(ticks, labels=[f"{tick:g}x" for tick in ticks], minor=False)
     bar.minorticks_off()
@@ -140,9 +224,10 @@ def _draw_map(axes: Any, codes: np.ndarray, vectors: np.ndarray) -> None:
     points = plane(vectors)
     hue = code_hues(codes[:, 0], points)[codes[shown, 0]]
     points = points[shown]
-    axes.scatter(
-        points[:, 0], points[:, 1], c=hue, cmap="hsv", vmin=0, vmax=1, s=4, alpha=0.6, linewidths=0
-    )
+    # One circle of even lightness, readable on white and on black.
+    colours = [colorsys.hls_to_rgb(float(each), 0.5, 0.62) for each in hue]
+    # Thousands of points as one picture inside the SVG; the axes stay lines and letters.
+    axes.scatter(points[:, 0], points[:, 1], c=colours, s=5, linewidths=0, rasterized=True)
     axes.set_title("items, coloured by first code", fontsize=9)
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")

@@ -4,9 +4,17 @@ import html.parser
 import re
 import sys
 
+import numpy as np
 import pytest
 
-from jaxrec.evaluation.figures import curve_series, curves_svg, inline_svg
+from jaxrec.evaluation.breakdown import breakdown_entry
+from jaxrec.evaluation.figures import (
+    buckets_svg,
+    curve_series,
+    curves_svg,
+    inline_svg,
+    intervals_svg,
+)
 from jaxrec.evaluation.html import render_html
 from jaxrec.evaluation.report import read_report, verdict, write_report
 
@@ -66,7 +74,18 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, protocol, parts):
     folder = tmp_path_factory.mktemp("report")
-    write_report(folder, protocol, parts[0], {"parameters": 1234}, comparisons=parts[1])
+    extra = {
+        "training": {"parameters": 1234, "stages": [{"stage": "Supervised", "seconds": 1.25}]},
+        "semantic_ids": {"space_id": "abc"},
+    }
+    ranks, keys = np.arange(200) % 30, np.arange(200) % 90
+    breakdowns = [
+        breakdown_entry(
+            by, {"popularity": ranks, EVIL: ranks // 2}, keys, seen_masked=True, draws=20, seed=0
+        )
+        for by in ("history length", "target popularity")
+    ]
+    write_report(folder, protocol, parts[0], extra, comparisons=parts[1], breakdowns=breakdowns)
     return read_report(folder)
 
 
@@ -81,7 +100,7 @@ def page(report):
             "levels": 3,
             "by <level>": {"perplexity": 17.25},
         },
-        sid_figure=b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'></svg>",
+        sid_figures=("<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'></svg>",),
         users=USERS,
         title=f"Run {EVIL}",
     )
@@ -104,9 +123,41 @@ def test_page_is_well_formed_and_says_what_was_measured(page, report, protocol):
     assert "loses to transitions" in text
     assert ("class", "verdict behind") in parsed.attributes
     assert "collision rate 0.0125" in text.replace("  ", " ")
-    assert "1, 0.5" in text
+    assert "utilisation 1 0.5000" in text
     assert "17.25" in text
     assert "1,234" in text
+    assert "stage Supervised seconds 1.250" in text
+    assert text.index("Everything else in report.json") < text.index("abc")
+
+
+def test_breakdowns_show_every_bucket_of_every_method(page, report):
+    text = Page(page).text()
+    for entry in report["breakdowns"]:
+        assert f"Recall@10 by {entry['by']} (seen items masked)" in text
+        for row in entry["rows"]:
+            for name in ("recall@10", "ndcg@10"):
+                assert all(f"{mean:.4f}" in text for mean in row["metrics"][name])
+            low, high = row["intervals"]["recall@10"][1]
+            assert f"{low:.4f} to {high:.4f}" in text
+        sizes = " ".join(f"{b['cases']}{' (few)' if b['few'] else ''}" for b in entry["buckets"])
+        assert f"cases {sizes}" in text
+    # 90 keys, two or three cases each: the zeros are few, and flagged.
+    assert "0 (cold)" in text
+    assert "3 (few)" in text
+    assert page.count("<svg") == 1 + 2 + 2 + 1  # metrics, breakdowns, curves, semantic IDs
+
+
+def test_the_headline_stands_first_and_the_rest_in_a_fold(page, report):
+    first, rest = page.split("The same with seen items kept", maxsplit=1)
+    masked, kept = (
+        next(r for r in report["rows"] if r["method"] == "generator" and r["seen_masked"] is m)
+        for m in (True, False)
+    )
+    assert f"{masked['intervals']['recall@10'][0]:.4f} to" in first
+    assert "Seen items masked, a hit is the item itself" in first
+    assert "Seen items kept as candidates, a hit is the item itself" in rest
+    assert "Seen items kept" not in first
+    assert f"{kept['metrics']['ndcg@5']:.4f}" in rest
 
 
 def test_nothing_comes_from_outside(page):
@@ -122,7 +173,8 @@ def test_nothing_comes_from_outside(page):
 def test_everything_from_data_is_escaped(page):
     parsed = Page(page)
     assert "<script" not in page
-    assert parsed.text().count("alert('x')") == 2 + 10 + 1 + 1  # titles, history, list, user
+    assert parsed.text().count("alert('x')") == 2 + 10 + 1 + 1 + 2 * 3
+    # titles, history, list, user; per breakdown the legend and two tables
 
 
 def test_best_of_a_column_is_bold(page, report):
@@ -149,25 +201,34 @@ def test_examples_mark_the_hit_by_place_not_by_title(page):
 def test_without_matplotlib_the_page_says_what_to_install(report, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     page = render_html(report, curves=CURVES, sid_quality={"levels": 3}, title="t")
-    assert page.count("Install jaxrec[plots] for figures.") == 2
+    assert page.count("Install jaxrec[plots] for figures.") == 4  # metrics, groups, curves, IDs
     assert "<svg" not in page
     Page(page)
 
 
 def test_a_bare_report_is_enough(report):
-    report = {**report, "comparisons": []}
+    report = {name: report[name] for name in ("protocol", "rows")}
     page = render_html(report, title="t")
     text = Page(page).text()
     assert "No generator was compared" in text
     assert "Training" not in text
+    assert "For whom it works" not in text
     assert ("class", "verdict undecided") in Page(page).attributes
 
 
-def test_png_is_embedded_and_other_bytes_are_refused(report):
-    page = render_html(report, sid_figure=b"\x89PNG\r\n\x1a\n0", title="t")
-    assert "src='data:image/png;base64,iVBORw0K" in page
-    with pytest.raises(ValueError, match="SVG or PNG"):
-        render_html(report, sid_figure=b"GIF89a", title="t")
+def test_what_is_no_svg_is_refused(report):
+    with pytest.raises(ValueError, match="is SVG text"):
+        render_html(report, sid_figures=("GIF89a",), title="t")
+
+
+def test_every_style_of_a_class_exists_and_tables_scroll_in_themselves(page):
+    classes = {
+        name for key, value in Page(page).attributes if key == "class" for name in value.split()
+    }
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert {name for name in classes if f".{name}" not in style} <= {"table"}
+    assert page.count("<table") == page.count("<div class='wide'><table")
+    assert "@media print" in style
 
 
 def test_curves_are_sorted_into_panels():
@@ -180,18 +241,38 @@ def test_curves_are_sorted_into_panels():
 
 
 def test_curves_hold_their_points_and_take_the_page_colours():
-    svg = curves_svg({"a$b <c>": ([0.0, 10.0], [1.0, 3.0])}, "Loss")
+    svg = curves_svg({"a": ([0.0, 10.0], [1.0, 3.0])}, "Lo$s <c>")
     assert svg.startswith("<svg")
     assert "currentColor" in svg
-    assert "a$b &lt;c&gt;" in svg
+    assert "Lo$s &lt;c&gt;" in svg
     assert "http" not in svg
-    assert svg == curves_svg({"a$b <c>": ([0.0, 10.0], [1.0, 3.0])}, "Loss")
-    assert svg != curves_svg({"a$b <c>": ([0.0, 10.0], [3.0, 1.0])}, "Loss")
+    assert svg == curves_svg({"a": ([0.0, 10.0], [1.0, 3.0])}, "Lo$s <c>")
+    assert svg != curves_svg({"a": ([0.0, 10.0], [3.0, 1.0])}, "Lo$s <c>")
+
+
+def test_bucket_pictures_name_buckets_and_leave_gaps():
+    series = {"a <b>": [(0.5, 0.25, 0.75), None], "c": [(0.0, 0.0, 0.0), (1.0, 0.5, 1.0)]}
+    svg = buckets_svg(series, ["0 (cold)", "1-5"], "Recall@10", "target popularity")
+    assert all(each in svg for each in ("0 (cold)", "1-5", "Recall@10", "target popularity"))
+    assert "currentColor" in svg
+    assert svg == buckets_svg(series, ["0 (cold)", "1-5"], "Recall@10", "target popularity")
+    other = buckets_svg({**series, "c": [None, None]}, ["0 (cold)", "1-5"], "Recall@10", "x")
+    assert other != svg
+
+
+def test_interval_pictures_name_the_methods():
+    series = [("a <b>", 0.5, 0.25, 0.75), ("c", 0.25, 0.125, 0.5)]
+    svg = intervals_svg(series, "Recall@10")
+    assert svg.startswith("<svg")
+    assert "a &lt;b&gt;" in svg
+    assert svg == intervals_svg(series, "Recall@10")
+    assert svg != intervals_svg(series[::-1], "Recall@10")
 
 
 def test_inline_svg_keeps_the_drawing():
     document = (
         '<?xml version=\'1.0\'?><!DOCTYPE svg><svg width="4pt" height="2pt" viewBox="0 0 4 2" '
-        'xmlns="http://www.w3.org/2000/svg"><metadata>when</metadata><g width="3"/></svg>\n'
+        'xmlns="http://www.w3.org/2000/svg"><metadata>when</metadata><!-- p -->'
+        '<g width="3"/></svg>\n'
     )
     assert inline_svg(document) == '<svg viewBox="0 0 4 2"><g width="3"/></svg>'
