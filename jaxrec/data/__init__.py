@@ -9,12 +9,26 @@ from jaxrec.data.dataset import (
     titles,
     write_dataset,
 )
+from jaxrec.data.datasets.amazon import AmazonReviews
 from jaxrec.data.datasets.canonical import CanonicalFolder
+from jaxrec.data.datasets.grid import GridFiles
+from jaxrec.data.datasets.jdsearch import JdSearch
+from jaxrec.data.datasets.kuairand import KuaiRand
+from jaxrec.data.datasets.lcrec import LcRecFiles
+from jaxrec.data.datasets.mind import Mind
+from jaxrec.data.datasets.minionerec import MiniOneRecFiles
 from jaxrec.data.datasets.movielens import MovieLens100K
+from jaxrec.data.datasets.p5 import P5Files
 from jaxrec.data.datasets.recbole import RecBoleFiles
+from jaxrec.data.datasets.retailrocket import RetailRocket
 from jaxrec.data.datasets.sequences import SequenceFiles
+from jaxrec.data.datasets.tables import TableFiles
+from jaxrec.data.datasets.trivago import Trivago
+from jaxrec.data.description import describe
 from jaxrec.data.grouping import k_core
 from jaxrec.data.histories import Histories, prepare, same_time_ties
+from jaxrec.data.page_rules import PageRule, assign_pages, parse_page_rule
+from jaxrec.data.pages import Pages, page_summary, prepare_pages
 from jaxrec.data.pipeline import BatchStream, TargetCentric, UserCentric
 from jaxrec.data.splits import (
     LeaveOneOut,
@@ -29,28 +43,46 @@ from jaxrec.data.splits import (
 from jaxrec.data.synthetic import SyntheticWorld
 
 __all__ = [
+    "AmazonReviews",
     "BatchStream",
     "CanonicalFolder",
     "Cases",
     "DataError",
     "DatasetFolder",
+    "GridFiles",
     "Histories",
+    "JdSearch",
+    "KuaiRand",
+    "LcRecFiles",
     "LeaveOneOut",
+    "Mind",
+    "MiniOneRecFiles",
     "MovieLens100K",
+    "P5Files",
+    "PageRule",
+    "Pages",
     "RecBoleFiles",
+    "RetailRocket",
     "SequenceFiles",
     "Split",
     "SyntheticWorld",
+    "TableFiles",
     "TargetCentric",
     "TemporalSplit",
+    "Trivago",
     "UserCentric",
     "UserRatio",
+    "assign_pages",
     "case_batches",
     "case_users",
+    "describe",
     "history_batches",
     "item_table",
     "k_core",
+    "page_summary",
+    "parse_page_rule",
     "prepare",
+    "prepare_pages",
     "read_dataset",
     "same_time_ties",
     "titles",

@@ -150,13 +150,22 @@ def _check_cells(frame: Frame, name: str, columns: Mapping[str, str]) -> None:
         .alias(column)
         for column, kind in columns.items()
     ]
-    row = frame.select(pl.len().alias("\0rows"), *empty).collect(engine="streaming").row(0)
+    # numpy's texts end at their last character that is not NUL: two ids would become one.
+    texts = [column for column, kind in columns.items() if kind == "String"]
+    cut = [pl.col(column).str.ends_with("\0").sum().alias(f"\0{column}") for column in texts]
+    row = frame.select(pl.len().alias("\0rows"), *empty, *cut).collect(engine="streaming").row(0)
     if row[0] == 0 and name == INTERACTIONS:
         raise DataError("the log is empty: there is not one interaction. Check the reader's path.")
-    for column, missing in zip(columns, row[1:]):
+    for column, missing in zip(columns, row[1 : 1 + len(columns)]):
         if missing:
             raise DataError(
                 f"{name}: {missing} row(s) have no {column!r}. Drop or fill them first."
+            )
+    for column, broken in zip(texts, row[1 + len(columns) :]):
+        if broken:
+            raise DataError(
+                f"{name}: {broken} row(s) have a {column!r} that ends in a NUL character. Is this "
+                "a damaged or a binary file? Remove those characters."
             )
 
 

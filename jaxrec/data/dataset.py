@@ -55,7 +55,9 @@ class DatasetFolder:
         """The log as a polars frame; all columns unless some are named."""
         import polars as pl
 
-        return pl.read_parquet(Path(self.path) / INTERACTIONS, columns=_as_list(columns))
+        path = Path(self.path) / INTERACTIONS
+        with reading(path):
+            return pl.read_parquet(path, columns=_as_list(columns))
 
     def scan(self) -> Frame:
         """The log as a lazy polars frame, for logs that do not fit in memory."""
@@ -67,7 +69,9 @@ class DatasetFolder:
         """The items as a polars frame; all columns unless some are named."""
         import polars as pl
 
-        return pl.read_parquet(Path(self.path) / ITEMS, columns=_as_list(columns))
+        path = Path(self.path) / ITEMS
+        with reading(path):
+            return pl.read_parquet(path, columns=_as_list(columns))
 
 
 def write_dataset(
@@ -149,6 +153,8 @@ def read_dataset(folder: str | os.PathLike[str], *, verify: bool = True) -> Data
     Raises:
         DataError: something is missing, was changed, or breaks the schema.
     """
+    import polars as pl
+
     path = Path(folder)
     for name in (MANIFEST, INTERACTIONS, ITEMS):
         if not (path / name).is_file():
@@ -165,12 +171,15 @@ def read_dataset(folder: str | os.PathLike[str], *, verify: bool = True) -> Data
                     f"{path / name} is not the file that {MANIFEST} describes (its SHA-256 "
                     "differs): it was changed or truncated. Write the dataset folder again."
                 )
-        log, items = dataset.scan(), dataset.items(["item"]).lazy()
-        check_columns(log.collect_schema(), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
-        check_columns(items.collect_schema(), {"item": "String"}, ITEMS)
-        check_tables(log, items, time_unit=manifest["time_unit"])
-        check_events(log, manifest.get("history_events", ()), manifest.get("grades", ()))
-        if (found := counts(log, items)) != manifest["counts"]:
+        with reading(path):
+            log, items = dataset.scan(), pl.scan_parquet(path / ITEMS)
+            check_columns(log.collect_schema(), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
+            check_columns(items.collect_schema(), {"item": "String"}, ITEMS)
+            items = items.select("item")
+            check_tables(log, items, time_unit=manifest["time_unit"])
+            check_events(log, manifest.get("history_events", ()), manifest.get("grades", ()))
+            found = counts(log, items)
+        if found != manifest["counts"]:
             raise DataError(
                 f"{path} holds {found}, but {MANIFEST} says {manifest['counts']}. "
                 "Write the dataset folder again."
@@ -279,9 +288,34 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} has schema version {manifest['schema_version']}; this jaxrec "
             f"reads version {SCHEMA_VERSION}. Write the folder again with this version."
         )
-    if set(manifest["sha256"]) != {INTERACTIONS, ITEMS}:
-        raise DataError(f"{path / MANIFEST}: sha256 must name {INTERACTIONS} and {ITEMS}.")
+    wrong = [name for name, is_right in _RIGHT.items() if not is_right(manifest.get(name))]
+    if wrong:
+        raise DataError(
+            f"{path / MANIFEST}: {wrong[0]} is {str(manifest.get(wrong[0]))[:60]!r}, which it "
+            "cannot be. Write the folder again."
+        )
     return manifest
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+
+_RIGHT = {
+    "name": lambda value: isinstance(value, str),
+    "source": lambda value: value is None or isinstance(value, str),
+    "page_rule": lambda value: value is None or isinstance(value, str),
+    "time_unit": lambda value: isinstance(value, str) and value in TIME_UNITS,
+    "counts": lambda value: (
+        isinstance(value, dict)
+        and {"interactions", "users", "items"} == set(value)
+        and all(type(each) is int for each in value.values())
+    ),
+    "sha256": lambda value: isinstance(value, dict) and set(value) == {INTERACTIONS, ITEMS},
+    "history_events": _is_names,
+    "grades": _is_names,
+}
+"""What dataset.json may hold."""
 
 
 def _as_list(columns: Sequence[str] | None) -> list[str] | None:

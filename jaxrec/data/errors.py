@@ -9,9 +9,17 @@ import zlib
 from collections.abc import Generator
 from pathlib import Path
 
+_LONGEST = 1500
+"""Characters of a message: names of columns and ids may be of any length."""
+
 
 class DataError(ValueError):
     """A log or a dataset folder that cannot be used. The message says what to do."""
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - 500]} ... {message[-490:]}"
+        super().__init__(message)
 
 
 @contextlib.contextmanager
@@ -26,7 +34,7 @@ def reading(path: Path | str) -> Generator[None]:
     except (
         pl.exceptions.PolarsError,
         pl.exceptions.PanicException,
-        UnicodeDecodeError,
+        UnicodeError,
         EOFError,
         gzip.BadGzipFile,
         zlib.error,

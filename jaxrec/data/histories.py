@@ -24,11 +24,19 @@ from jaxrec.data.grouping import (
     parse_ties,
     renumber,
 )
-from jaxrec.files import file_hash, publish, read_json, write_json
+from jaxrec.files import file_hash, publish, read_array, read_json, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-ARRAYS = ("offsets", "item", "time", "action", "users", "items")
+_KINDS = {
+    "offsets": "<i8",
+    "item": "<i4",
+    "time": "<i8",
+    "action": "<i4",
+    "users": "U",
+    "items": "U",
+}
+ARRAYS = tuple(_KINDS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,14 +174,12 @@ class Histories:
         arrays = {}
         for name in ARRAYS:
             file = path / f"{name}.npy"
-            if not file.is_file() or (verify and file_hash(file) != manifest["sha256"][name]):
+            if not file.is_file() or (verify and file_hash(file) != manifest["sha256"].get(name)):
                 raise DataError(
                     f"{file} is missing, or is not the file that {MANIFEST} describes. Prepare "
                     "the data again."
                 )
-            # A file without a single element cannot be mapped.
-            mode = "r" if manifest["counts"]["events"] else None
-            arrays[name] = np.load(file, mmap_mode=mode, allow_pickle=False)
+            arrays[name] = _read(file, _KINDS[name])
         histories = cls(
             **arrays,
             actions=tuple(manifest["actions"]),
@@ -313,9 +319,31 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = read_json(path / MANIFEST)
     except ValueError as error:
         raise DataError(str(error)) from None
-    if manifest.get("format_version") != FORMAT_VERSION:
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
         raise DataError(
-            f"{path / MANIFEST} has format version {manifest.get('format_version')}; this jaxrec "
+            f"{path / MANIFEST} has format version {str(version)[:20]}; this jaxrec "
             f"reads version {FORMAT_VERSION}. Prepare the data again."
         )
+    kinds = {"actions": list, "ties": str, "time_unit": str, "sha256": dict}
+    for name, kind in kinds.items():
+        if not isinstance(manifest.get(name), kind):
+            raise DataError(f"{path / MANIFEST} lacks {name!r}. Prepare the data again.")
+    if not all(isinstance(action, str) for action in manifest["actions"]):
+        raise DataError(f"{path / MANIFEST}: actions are names. Prepare the data again.")
     return manifest
+
+
+def _read(file: Path, kind: str) -> np.ndarray:
+    """An array of one axis and the right kind of numbers."""
+    try:
+        array = read_array(file, mapped=True)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    given = array.dtype.kind if kind == "U" else array.dtype.str
+    if array.ndim != 1 or given != kind:
+        raise DataError(
+            f"{file} holds {array.dtype}{list(array.shape)}, and must be a list of "
+            f"{'texts' if kind == 'U' else np.dtype(kind)}. Prepare the data again."
+        )
+    return array

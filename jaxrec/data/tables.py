@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import gzip
 import json
+import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,13 +38,13 @@ def need_file(path: Path | str) -> Path:
         DataError: nothing there, a folder, or no byte in it.
     """
     path = Path(path)
-    if path.is_dir():
+    if _is_file(path):
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty (0 bytes). Was a download or an export cut off?")
+        return path
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder; name the file inside it.")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.{_neighbour(path)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes). Was a download or an export cut off?")
-    return path
+    raise DataError(f"{path} does not exist.{_neighbour(path)}")
 
 
 def table_kind(path: Path | str) -> str:
@@ -103,10 +104,15 @@ def scan_table(
         if schema is None:
             raise DataError(f"{path}: JSON lines are read by naming the keys that are wanted.")
         return pl.scan_ndjson(path, schema=dict(schema))
+    cut = separator or SEPARATORS[kind]
+    if len(cut.encode("utf-8", "replace")) != 1:
+        raise DataError(
+            f"separator {cut[:20]!r} must be one ASCII character, such as ',' or ';' or a tab."
+        )
     with reading(path):
         frame = pl.scan_csv(
             path,
-            separator=separator or SEPARATORS[kind],
+            separator=cut,
             has_header=header,
             new_columns=None if names is None else list(names),
             quote_char=quote,
@@ -169,6 +175,8 @@ def text_lines(path: Path | str) -> Iterator[tuple[int, str]]:
         DataError: as `need_file`; a truncated .gz; a line that is not UTF-8.
     """
     path = need_file(path)
+    if path.suffix.lower() == ".zst":
+        raise DataError(f"{path}: this format is read as text or .gz; decompress it with `unzstd`.")
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     with reading(path), opener(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -224,7 +232,7 @@ def columns_of(rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, list[An
     columns: dict[str, list[Any]] = {"item": [str(row[key]) for row in rows]}
     for name in names:
         values = [row.get(name) for row in rows]
-        if all(type(value) in (int, float) for value in values if value is not None):
+        if all(_is_number(value) for value in values if value is not None):
             columns[name] = [None if value is None else float(value) for value in values]
         else:
             columns[name] = [as_text(value) for value in values]
@@ -249,7 +257,8 @@ def spilled(
     with tempfile.TemporaryDirectory(prefix="jaxrec-") as folder:
         parts = 0
         for parts, batch in enumerate(batches, start=1):
-            frame = pl.DataFrame(dict(batch), schema=dict(schema))
+            with reading("a row of the log"):
+                frame = pl.DataFrame(dict(batch), schema=dict(schema))
             frame.write_parquet(Path(folder) / f"{parts:06d}.parquet")
         if not parts:
             pl.DataFrame(schema=dict(schema)).write_parquet(Path(folder) / "000000.parquet")
@@ -297,21 +306,49 @@ def fingerprint_files(*paths: Path, optional: tuple[str, ...] = ()) -> dict[str,
     """
     known = {}
     for path in paths:
-        if path.is_file():
+        if _is_file(path):
             known[path.name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         elif path.name not in optional:
             raise DataError(f"{path} does not exist.{_neighbour(path)}")
     return known
 
 
+def _is_number(value: Any) -> bool:
+    # Whole numbers beyond float64 stay the texts that they were written as.
+    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+
+
 def _json(text: str, where: str) -> Any:
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            doubled = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{where} names {doubled!r} twice in one object. Keep one of them.")
+        return content
+
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text, object_pairs_hook=object_of)
+        if "\\ud" in text.lower():
+            # Half a surrogate pair can be escaped in JSON, and is no text.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except DataError:
+        raise
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where} holds half a surrogate pair (\\ud...), which is no text."
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}.") from None
 
 
+def _is_file(path: Path) -> bool:
+    # pathlib's own question fails for a name that is too long for the file system.
+    return os.path.isfile(path)
+
+
 def _neighbour(path: Path) -> str:
-    names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = [each.name for each in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     close = difflib.get_close_matches(path.name, names, n=1)
     return f" Perhaps you meant {path.parent / close[0]}." if close else " Check the path."

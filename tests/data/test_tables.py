@@ -253,6 +253,19 @@ def test_lines_tell_where_the_encoding_breaks(tmp_path):
         next(lines)
 
 
+def test_json_that_says_two_things(tmp_path):
+    path = put(tmp_path, "a.json", '{"1": ["a"], "2": [], "1": ["b"]}')
+    with pytest.raises(DataError, match="names '1' twice"):
+        tables.json_object(path)
+    columns = tables.columns_of([{"id": 1, "n": 10**400, "m": 2}, {"id": 2, "m": 2.5}], "id")
+    assert columns == {"item": ["1", "2"], "n": [str(10**400), ""], "m": [2.0, 2.5]}
+
+
+def test_compression_that_python_lacks_is_said(tmp_path):
+    with pytest.raises(DataError, match="decompress it with `unzstd`"):
+        next(tables.text_lines(put(tmp_path, "a.txt.zst", b"x")))
+
+
 def test_spilled_batches_come_back_in_order():
     rows = [(number, str(number)) for number in range(10)]
     batches = tables.batched(rows, ("n", "text"), size=3)

@@ -59,7 +59,8 @@ class RecBoleFiles:
             time = log.select(pl.int_range(pl.len()).over(self.user)).to_series()
         columns = {"user": log[self.user], "item": log[self.item], "timestamp": time}
         if self.value in log.columns:
-            columns["value"] = log[self.value].cast(pl.Float64)
+            with reading(f"{self.name}.inter"):
+                columns["value"] = log[self.value].cast(pl.Float64)
         write_dataset(
             folder,
             columns,
@@ -85,7 +86,8 @@ class RecBoleFiles:
         items = read_atomic_file(path)
         names = dict(self.item_columns)
         need_columns(items.columns, (self.item, *names), path.name)
-        return items.rename({self.item: "item", **names})
+        with reading(path):
+            return items.rename({self.item: "item", **names})
 
 
 def read_atomic_file(path: str | os.PathLike[str]) -> Frame:
@@ -105,7 +107,10 @@ def read_atomic_file(path: str | os.PathLike[str]) -> Frame:
             f"{path}: header cell(s) {bad} have no type; write `name:type`, with the type one of "
             "token, token_seq, float, float_seq."
         )
-    frame = frame.rename({column: column.rpartition(":")[0] for column in frame.columns})
+    names = [column.rpartition(":")[0] for column in frame.columns]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path}: column {doubled[0]!r} is there twice. Keep one.")
+    frame = frame.rename(dict(zip(frame.columns, names)))
     floats = [name for name, kind in types.items() if kind == "float"]
     try:
         return frame.with_columns(pl.col(floats).cast(pl.Float64)) if floats else frame
