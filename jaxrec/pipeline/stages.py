@@ -183,6 +183,8 @@ def make_tokens(recipe: Recipe, place: Workplace, data: Prepared, vectors: Vecto
         "fit_on": recipe.items.fit_on,
         "seed": recipe.seed,
     }
+    if read := getattr(recipe.tokenizer, "fingerprint", None):
+        inputs["files"] = read()
     artefact = place.stage("tokens", recipe.tokenizer, inputs, work)
     return load_tokens(artefact)
 

@@ -37,9 +37,11 @@ def expected_space(recipe: Recipe) -> TokenSpace:
     """The token space that the recipe asks for; the data may cap a level or fix the capacity.
 
     Raises:
-        ValueError: the quantizer does not know its sizes before it is fitted.
+        ValueError: the quantizer does not know its sizes before it is fitted, as published IDs
+            do not before they are read.
     """
-    quantizer, collisions = recipe.tokenizer.quantizer, recipe.tokenizer.collisions
+    collisions = recipe.tokenizer.collisions
+    quantizer = getattr(recipe.tokenizer, "quantizer", recipe.tokenizer)
     sizes = getattr(quantizer, "asked_sizes", None)
     if sizes is None:
         raise ValueError(

@@ -9,6 +9,7 @@ from jaxrec.tokenization.collisions import (
     popularity_order,
 )
 from jaxrec.tokenization.figures import figure_bytes
+from jaxrec.tokenization.published import PublishedIds, write_index
 from jaxrec.tokenization.quality import quality_report
 from jaxrec.tokenization.quantizer import Quantizer
 from jaxrec.tokenization.residual_kmeans import ResidualKMeans
@@ -20,6 +21,7 @@ __all__ = [
     "ExtraDigit",
     "Finalised",
     "Keep",
+    "PublishedIds",
     "Quantizer",
     "Reassign",
     "ResidualKMeans",
@@ -30,4 +32,5 @@ __all__ = [
     "figure_bytes",
     "popularity_order",
     "quality_report",
+    "write_index",
 ]

@@ -11,8 +11,7 @@ import dataclasses
 import hashlib
 import io
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,23 @@ MANIFEST = "semantic_ids.json"
 ARRAYS = "semantic_ids.npz"
 _NAMED = 5
 _STATE = "state/"
-_FIELDS = (
-    "quantizer",
-    "sizes",
-    "has_extra_digit",
-    "specials",
-    "space_id",
-    "assignment_id",
-    "parent",
-    "sha256",
-)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(each) is kind for each in value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("quantizer", "space_id", "assignment_id", "parent", "sha256"), _is_text),
+    "sizes": _is_list_of(int),
+    "has_extra_digit": lambda value: type(value) is bool,
+    "specials": _is_list_of(str),
+}
+"""What the manifest says, and of what kind it is."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,9 +221,14 @@ class SemanticIds:
                 f"{folder / MANIFEST} has schema version {version}, this jaxrec reads "
                 f"{SCHEMA_VERSION}; make the semantic IDs again."
             )
-        if absent := [name for name in _FIELDS if name not in manifest]:
+        if absent := [name for name in _KINDS if name not in manifest]:
             raise ValueError(f"{folder / MANIFEST} lacks {', '.join(absent)}; make it again.")
         arrays = _read_arrays(folder / ARRAYS, manifest)
+        if strange := [name for name, kind in _KINDS.items() if not kind(manifest[name])]:
+            raise ValueError(
+                f"{folder / MANIFEST}: {strange[0]} is {str(manifest[strange[0]])[:60]!r}, which it "
+                "cannot be; make the semantic IDs again."
+            )
         found = cls(
             codes=arrays["codes"],
             space=TokenSpace(
@@ -299,7 +310,12 @@ def _read_arrays(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
             "another run. Delete its folder and make the semantic IDs again."
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from error
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    # numpy evaluates a damaged header as Python, which fails in every way that Python can.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{path} cannot be read ({reason}); make the semantic IDs again.") from None
+    if absent := {"codes", "items"} - set(arrays):
+        raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; make the semantic IDs again.")
+    return arrays
