@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from jaxrec.cli import main
+from jaxrec.cli import COMMANDS, STAGES, main
 
 
 def failing(capsys, *words):
@@ -18,8 +18,22 @@ def failing(capsys, *words):
 def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "data", "tokenize", "train", "evaluate", "recommend", "doctor"):
+    for command in COMMANDS:
         assert f"  {command} " in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    try:
+        assert main([*command.split(), "--help"]) == 0
+    except SystemExit as stop:  # tyro's way
+        assert stop.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_a_family_of_commands_lists_its_members(capsys):
+    assert "data import, data describe, data fetch" in failing(capsys, "data")
+    assert "Perhaps you meant `jaxrec data import`" in failing(capsys, "data", "improt", "x")
 
 
 def test_no_command_is_an_error(capsys):
@@ -31,7 +45,7 @@ def test_a_misspelt_command_names_the_nearest(capsys):
     assert "Perhaps you meant `jaxrec tokenize`" in failing(capsys, "tokenise", "x")
 
 
-@pytest.mark.parametrize("command", ["run", "data", "tokenize", "train", "evaluate"])
+@pytest.mark.parametrize("command", STAGES)
 def test_a_missing_recipe_is_said(capsys, command):
     assert f"`jaxrec {command}` needs a recipe" in failing(capsys, command)
     assert "there is no recipe at nowhere.py" in failing(capsys, command, "nowhere.py")
