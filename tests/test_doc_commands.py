@@ -100,6 +100,8 @@ def furnished(root, tmp_path_factory):
     (folder / "log.csv").write_text("user_id,product_id,timestamp\n" + log)
     products = "".join(f"p{i},Product {i}\n" for i in range(1, 201))
     (folder / "products.csv").write_text("product_id,title\n" + products)
+    requests = [{"user": "196"}, {"history": ["50", "181"], "count": 3, "exclude": ["172"]}, []]
+    (folder / "requests.jsonl").write_text("".join(json.dumps(each) + "\n" for each in requests))
     with contextlib.chdir(folder):
         assert main(shrunk(["jaxrec", "run", "configs/quickstart.py"])[1:]) == 0
     return folder

@@ -68,19 +68,30 @@ def test_named_columns_events_pages_and_values(tmp_path):
         time="when",
         event="kind",
         value="score",
-        page="request",
+        page="request:request",
         position="slot",
         separator=";",
         grades=("exposed", "click"),
         history_events=("click",),
     )
-    assert dataset.interactions().rows() == [
-        ("a", "x", 1577836810, "click", 0.5, "r1", 1),
-        ("a", "y", 1577836810, "exposed", None, "r1", 0),
+    expected = ("user", "item", "timestamp", "event", "value", "page", "position")
+    assert sorted(dataset.interactions().select(expected).rows()) == [
+        ("a", "x", 1577836810, "click", 0.5, "a:r1", 1),
+        ("a", "y", 1577836810, "exposed", None, "a:r1", 0),
     ]
     assert dataset.manifest["grades"] == ["exposed", "click"]
     assert dataset.manifest["history_events"] == ["click"]
-    assert dataset.manifest["page_rule"] == "pages are the values of the column 'request'"
+    rule = dataset.manifest["page_rule"]
+    assert rule == "pages are requests: a user's rows with the same request"
+
+
+def test_pages_by_a_gap_in_time(tmp_path):
+    path = put(tmp_path, "log.csv", "user,item,time\nu,a,0\nu,b,5\nu,c,90\nv,a,6\n")
+    dataset = written(tmp_path / "d", path, page="gap:10")
+    pages = dataset.interactions().sort("user", "timestamp")
+    assert pages["position"].to_list() == [0, 1, 0, 0]
+    assert pages["page"].n_unique() == 3
+    assert "at most 10 s apart" in dataset.manifest["page_rule"]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +214,8 @@ BAD = {
         {"event": "kind", "history_events": ("order",)},
         "name no event of the log",
     ),
+    "a page rule that is none": ("log.csv", None, {"page": "session"}, "no such rule"),
+    "a request that is no column": ("log.csv", None, {"page": "request:r"}, "no column 'r'"),
     "a pattern without files": ("none-*.csv", None, {}, "no file matches"),
     "a title that is no column": (
         "e.csv",

@@ -6,14 +6,17 @@ in dataset.json. Large files are streamed and never held whole.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from jaxrec.data.dataset import Frame, write_dataset
 from jaxrec.data.errors import DataError, reading
+from jaxrec.data.page_rules import count_cut, paged, parse_page_rule
 from jaxrec.data.tables import (
     JSON_LINES,
     fingerprint_files,
@@ -60,7 +63,8 @@ class TableFiles:
     value: str = ""
     """Column of numbers such as ratings, where there is one."""
     page: str = ""
-    """Column of page or request ids, where the log lists exposures."""
+    """What a page is, where the log lists exposures: request:COLUMN, second, gap:SECONDS, day or
+    day:+HOURS; with ,max:N behind it no page is longer than N."""
     position: str = ""
     """Column of places on the page, counted from 0."""
     grades: tuple[str, ...] = ()
@@ -90,18 +94,18 @@ class TableFiles:
         """
         log, found = self._log()
         columns = ", ".join(f"{ours}: {theirs}" for ours, theirs in found.items())
-        with reading(self.path):
+        with reading(self.path), self._paged(log) as (rows, page_rule):
             write_dataset(
                 folder,
-                log,
-                self._items(log),
+                rows,
+                self._items(rows),
                 name=self.name or Path(self.path).name.split(".")[0].strip("*-_") or "table",
                 source=f"{Path(self.path).name} ({columns})",
                 licence=self.licence,
                 time_unit="s" if found["time"] != "order of the rows" else "order",
                 history_events=self.history_events,
                 grades=self.grades,
-                page_rule=f"pages are the values of the column {self.page!r}" if self.page else "",
+                page_rule=page_rule,
             )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -125,8 +129,10 @@ class TableFiles:
         user = _find(self.user, "user", names, files[0])
         item = _find(self.item, "item", names, files[0])
         time = _find(self.time, "time", names, files[0], optional=True)
-        others = {k: getattr(self, k) for k in ("event", "value", "page", "position")}
+        others = {k: getattr(self, k) for k in ("event", "value", "position")}
         others = {k: v for k, v in others.items() if v}
+        if self.page and (request := parse_page_rule(self.page).column):
+            others["page"] = request
         need_columns(names, others.values(), files[0])
         wanted = [user, item, *([time] if time else []), *others.values()]
         table = pl.concat([self._scan(file, wanted) for file in files])
@@ -142,6 +148,18 @@ class TableFiles:
         types = {"event": pl.String, "value": pl.Float64, "page": pl.String, "position": pl.Int64}
         columns += [pl.col(name).cast(types[ours]).alias(ours) for ours, name in others.items()]
         return table.select(columns), found
+
+    @contextlib.contextmanager
+    def _paged(self, log: Frame) -> Generator[tuple[Frame, str]]:
+        """The log with its pages, and the sentence that says how they were formed."""
+        if not self.page:
+            yield log, ""
+            return
+        rule = parse_page_rule(self.page)
+        # The request's column is called `page` by now.
+        near = dataclasses.replace(rule, column="page") if rule.column else rule
+        with paged(log, near, self.path) as rows:
+            yield rows, rule.describe(count_cut(rows, rule))
 
     def _scan(self, file: Path, wanted: list[str]) -> Frame:
         import polars as pl
