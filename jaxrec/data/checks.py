@@ -19,41 +19,39 @@ Frame = Any
 """A `polars.DataFrame`, or a mapping of columns that makes one. polars loads lazily, hence Any."""
 
 
-def check_tables(interactions: Frame, items: Frame, *, time_unit: str = "s") -> None:
-    """Checks the rows of both tables, streaming.
+def check_tables(interactions: Frame, items: Frame, *, time_unit: str = "s") -> dict[str, int]:
+    """Checks the rows of both tables: two streaming passes over the log, one over the items.
 
     Args:
         interactions, items: polars frames, lazy or not.
         time_unit: of the timestamps; an order has no latest moment.
 
+    Returns:
+        How many interactions, users and items there are.
+
     Raises:
         DataError: no interactions, an empty cell, a negative or far-future time, a value that is
             not finite, an item that occurs twice in the items or is missing there.
     """
-    interactions, items = interactions.lazy(), items.lazy()
-    for frame, name, columns in (
-        (interactions, INTERACTIONS, REQUIRED),
-        (items, ITEMS, {"item": "String"}),
-    ):
-        _check_cells(frame, name, columns)
-    _check_times(interactions, time_unit)
-    _check_values(interactions)
-    doubled = _strings(items.select("item").filter(_is_doubled()))
-    if len(doubled):
+    log = interactions.lazy()
+    facts = _facts(log, REQUIRED)
+    if not facts["rows"]:
+        raise DataError("the log is empty: there is not one interaction. Check the reader's path.")
+    _check_cells(facts, INTERACTIONS, REQUIRED)
+    _check_times(facts["earliest"], facts["latest"], time_unit)
+    if count := facts.get("not finite"):
         raise DataError(
-            f"{ITEMS}: {doubled.n_unique()} item id(s) occur more than once, for example "
-            f"{examples(doubled)}. Keep one row per item."
+            f"{INTERACTIONS}: {count} row(s) have a 'value' that is not finite (NaN or infinite). "
+            "Leave such cells empty, or drop the rows."
         )
-    seen = interactions.select("item").unique(maintain_order=True)
-    unknown = _strings(
-        seen.join(items.select("item"), on="item", how="anti", maintain_order="left")
-    )
-    if len(unknown):
-        raise DataError(
-            f"{len(unknown)} item(s) of the log are not in {ITEMS}, for example "
-            f"{examples(unknown)}. Add them there (a row with the id is enough), or drop their "
-            "interactions."
-        )
+    catalogue = items.lazy().select("item").collect(engine="streaming")
+    _check_cells(_facts(catalogue.lazy(), {"item": "String"}), ITEMS, {"item": "String"})
+    _check_items(log, catalogue)
+    return {
+        "interactions": facts["rows"],
+        "users": facts["users"],
+        "items": catalogue.height,
+    }
 
 
 def check_events(interactions: Frame, history_events: Sequence[str], grades: Sequence[str]) -> None:
@@ -115,16 +113,6 @@ def check_columns(schema: Mapping[str, Any], types: Mapping[str, str], name: str
             )
 
 
-def counts(interactions: Frame, items: Frame) -> dict[str, int]:
-    import polars as pl
-
-    log = interactions.lazy()
-    events = log.select(pl.len()).collect(engine="streaming").item()
-    users = log.select("user").unique().select(pl.len()).collect(engine="streaming").item()
-    catalogue = items.lazy().select(pl.len()).collect().item()
-    return {"interactions": events, "users": users, "items": catalogue}
-
-
 def examples(values: Any, count: int = 3) -> str:
     return ", ".join(map(repr, values.unique(maintain_order=True).head(count).to_list()))
 
@@ -134,50 +122,41 @@ def _strings(frame: Frame) -> Any:
     return frame.collect(engine="streaming").to_series()
 
 
-def _is_doubled() -> Any:
-    """An expression: whether the row's item occurs in another row too."""
+def _facts(frame: Frame, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that one pass over a table can tell about these columns."""
     import polars as pl
 
-    return pl.col("item").is_duplicated()
+    found = [pl.len().alias("rows")]
+    for column, kind in columns.items():
+        cell = pl.col(column)
+        empty = cell.is_null() | (cell == "") if kind == "String" else cell.is_null()
+        found.append(empty.sum().alias(f"{column} empty"))
+        if kind == "String":
+            # numpy's texts end at their last character that is not NUL: two ids would become one.
+            found.append(cell.str.ends_with("\0").sum().alias(f"{column} cut"))
+    if "user" in columns:
+        time = pl.col("timestamp")
+        found += [time.min().alias("earliest"), time.max().alias("latest")]
+        found.append(pl.col("user").n_unique().alias("users"))
+    if "value" in frame.collect_schema().names():
+        found.append((~pl.col("value").is_finite()).sum().alias("not finite"))
+    return frame.select(found).collect(engine="streaming").row(0, named=True)
 
 
-def _check_cells(frame: Frame, name: str, columns: Mapping[str, str]) -> None:
-    import polars as pl
-
-    empty = [
-        (pl.col(column).is_null() | (pl.col(column) == "" if kind == "String" else pl.lit(False)))
-        .sum()
-        .alias(column)
-        for column, kind in columns.items()
-    ]
-    # numpy's texts end at their last character that is not NUL: two ids would become one.
-    texts = [column for column, kind in columns.items() if kind == "String"]
-    cut = [pl.col(column).str.ends_with("\0").sum().alias(f"\0{column}") for column in texts]
-    row = frame.select(pl.len().alias("\0rows"), *empty, *cut).collect(engine="streaming").row(0)
-    if row[0] == 0 and name == INTERACTIONS:
-        raise DataError("the log is empty: there is not one interaction. Check the reader's path.")
-    for column, missing in zip(columns, row[1 : 1 + len(columns)]):
-        if missing:
+def _check_cells(facts: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> None:
+    for column in columns:
+        if missing := facts[f"{column} empty"]:
             raise DataError(
                 f"{name}: {missing} row(s) have no {column!r}. Drop or fill them first."
             )
-    for column, broken in zip(texts, row[1 + len(columns) :]):
-        if broken:
+        if broken := facts.get(f"{column} cut"):
             raise DataError(
                 f"{name}: {broken} row(s) have a {column!r} that ends in a NUL character. Is this "
                 "a damaged or a binary file? Remove those characters."
             )
 
 
-def _check_times(interactions: Frame, time_unit: str) -> None:
-    import polars as pl
-
-    time = pl.col("timestamp")
-    earliest, latest = (
-        interactions.select(time.min().alias("a"), time.max().alias("b"))
-        .collect(engine="streaming")
-        .row(0)
-    )
+def _check_times(earliest: int, latest: int, time_unit: str) -> None:
     if earliest < 0:
         raise DataError(
             f"{INTERACTIONS}: the earliest timestamp is {earliest}; times are seconds from 0 on. "
@@ -190,14 +169,19 @@ def _check_times(interactions: Frame, time_unit: str) -> None:
         )
 
 
-def _check_values(interactions: Frame) -> None:
-    import polars as pl
-
-    if "value" not in interactions.collect_schema().names():
-        return
-    broken = interactions.select((~pl.col("value").is_finite()).sum()).collect(engine="streaming")
-    if count := broken.item():
+def _check_items(log: Frame, catalogue: Frame) -> None:
+    ids = catalogue["item"]
+    doubled = ids.filter(ids.is_duplicated())
+    if len(doubled):
         raise DataError(
-            f"{INTERACTIONS}: {count} row(s) have a 'value' that is not finite (NaN or infinite). "
-            "Leave such cells empty, or drop the rows."
+            f"{ITEMS}: {doubled.n_unique()} item id(s) occur more than once, for example "
+            f"{examples(doubled)}. Keep one row per item."
+        )
+    seen = log.select("item").unique(maintain_order=True)
+    unknown = _strings(seen.join(catalogue.lazy(), on="item", how="anti", maintain_order="left"))
+    if len(unknown):
+        raise DataError(
+            f"{len(unknown)} item(s) of the log are not in {ITEMS}, for example "
+            f"{examples(unknown)}. Add them there (a row with the id is enough), or drop their "
+            "interactions."
         )

@@ -26,7 +26,6 @@ from jaxrec.data.checks import (
     check_columns,
     check_events,
     check_tables,
-    counts,
     examples,
     with_schema,
 )
@@ -121,7 +120,7 @@ def write_dataset(
             log.sink_parquet(temporary / INTERACTIONS)
             catalogue.sink_parquet(temporary / ITEMS)
         written = [pl.scan_parquet(temporary / each) for each in (INTERACTIONS, ITEMS)]
-        check_tables(*written, time_unit=time_unit)
+        counts = check_tables(*written, time_unit=time_unit)
         check_events(written[0], history_events, grades)
         write_json(
             temporary / MANIFEST,
@@ -134,7 +133,7 @@ def write_dataset(
                 "history_events": list(history_events),
                 **({"grades": list(grades)} if grades else {}),
                 **({"page_rule": page_rule} if page_rule else {}),
-                "counts": counts(*written),
+                "counts": counts,
                 "sha256": {each: file_hash(temporary / each) for each in (INTERACTIONS, ITEMS)},
             },
         )
@@ -175,10 +174,8 @@ def read_dataset(folder: str | os.PathLike[str], *, verify: bool = True) -> Data
             log, items = dataset.scan(), pl.scan_parquet(path / ITEMS)
             check_columns(log.collect_schema(), {**REQUIRED, **OPTIONAL}, INTERACTIONS)
             check_columns(items.collect_schema(), {"item": "String"}, ITEMS)
-            items = items.select("item")
-            check_tables(log, items, time_unit=manifest["time_unit"])
+            found = check_tables(log, items, time_unit=manifest["time_unit"])
             check_events(log, manifest.get("history_events", ()), manifest.get("grades", ()))
-            found = counts(log, items)
         if found != manifest["counts"]:
             raise DataError(
                 f"{path} holds {found}, but {MANIFEST} says {manifest['counts']}. "
