@@ -13,7 +13,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: demo test test-slow check format gpu-bundle clean
+.PHONY: demo test test-slow test-install test-matrix check format dist gpu-bundle clean
 
 demo: .venv/.demo
 	$(BIN)/jaxrec run configs/quickstart.py
@@ -24,6 +24,14 @@ test: .venv/.dev
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
 
+# The wheel in a fresh environment: minutes, nearly all of them downloads.
+test-install: .venv/.dev
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py
+
+# Python 3.12 and 3.13 with the lowest and the newest jax; .ci/matrix explains CELLS and TESTS.
+test-matrix:
+	@.ci/matrix
+
 check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -33,11 +41,17 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The wheel is built from the sdist, so that nothing stale in the checkout gets into it.
+dist: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist dist/*.tar.gz
+
 gpu-bundle: .venv/.demo
 	$(BIN)/python tpu_scripts/gpu_bundle.py
 
 clean:
-	rm -rf .venv build *.egg-info gpu-bundle
+	rm -rf .venv .venv-matrix build dist *.egg-info gpu-bundle
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "jaxrec needs Python 3.12 or newer and found none: install one (for example 'apt install python3.12 python3.12-venv', 'brew install python@3.12' or 'uv python install 3.12') and run make again." >&2; exit 1; }

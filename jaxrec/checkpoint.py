@@ -39,6 +39,9 @@ FORMAT = 1
 
 _RECORD = "checkpoint.json"
 _STATE = "state"
+_TEN_YEARS = 10 * 365 * 86_400
+_HOLDS = {"format": int, "step": int, "leaves": dict, "data": list, "manifest": dict, "files": dict}
+"""What a record holds, beside its checksum."""
 
 
 class CheckpointError(ValueError):
@@ -278,7 +281,12 @@ class Checkpoints:
             record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
             if record.pop("checksum") != _seal(record):
                 raise ValueError("its checksum differs")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            if strange := [name for name, kind in _HOLDS.items() if type(record[name]) is not kind]:
+                raise ValueError(f"its {strange[0]} is {type(record[strange[0]]).__name__}")
+            for path_of_leaf, (shape, dtype) in record["leaves"].items():
+                if not all(type(size) is int for size in shape) or not isinstance(dtype, str):
+                    raise ValueError(f"its leaf {path_of_leaf[:80]!r} is no array")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged(step, f"{_RECORD} is corrupted: {_first_line(error)}") from None
         if record.get("format") != FORMAT:
             raise CheckpointError(
@@ -329,6 +337,8 @@ def _context() -> ocp.Context:
     context.array.saving.array_metadata_store = None
     context.array.saving.enable_write_sharding_file = False
     context.array.saving.enable_post_merge_validation = False
+    # Orbax looks at the wall clock for this, which may jump.
+    context.asynchronous.timeout_secs = _TEN_YEARS
     # A template may name a part of the state: restore_params.
     context.pytree.loading.partial_load = True
     return context

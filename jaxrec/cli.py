@@ -7,8 +7,10 @@ the traceback all the same.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -63,13 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("JAXREC_TRACEBACK") == "1":
             raise
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}{_advice(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("JAXREC_TRACEBACK") == "1":
             raise
         print("interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
         return 130
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of the system, which does not say it."""
+    number = getattr(error, "errno", None)
+    # numpy says only how much it could not write.
+    is_short = isinstance(error, OSError) and re.fullmatch(
+        r"\d+ requested and \d+ written", str(error)
+    )
+    if is_short or number in (errno.ENOSPC, errno.EDQUOT):
+        return ". The disk is full: make room; what is finished is kept, the same command goes on."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ". Nothing can be written there: mend the permissions, or choose another folder."
+    return ""
 
 
 def _dispatch(words: list[str]) -> int:

@@ -17,7 +17,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _TEMPORARY = ".tmp-"
+_NPY = b"\x93NUMPY"
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -59,9 +62,39 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not JSON, not UTF-8, numbers of thousands of digits, thousands of nested lists.
         raise ValueError(
             f"{path} is not readable as JSON ({error}); it is truncated or corrupted. "
+            "Delete its folder and run the stage again."
+        ) from None
+
+
+def read_array(path: Path | str, *, mapped: bool = False) -> np.ndarray:
+    """Reads a .npy file, which holds no Python objects.
+
+    Args:
+        path: of the file.
+        mapped: map it into memory, read-only, instead of reading it.
+
+    Raises:
+        ValueError: the file is missing, truncated or not a .npy; the message names it. No memory is
+            taken for numbers that the file does not have.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_NPY)) != _NPY:
+                raise ValueError("it does not begin as .npy files do")
+        # Mapping compares the header with the size of the file before any memory is taken.
+        array = np.lib.format.open_memmap(path, mode="r")
+        return array if mapped else np.array(array)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist.") from None
+    # numpy evaluates a damaged header as Python, which fails in every way that Python can.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"{path} is not readable as .npy ({reason}); it is truncated or corrupted. "
             "Delete its folder and run the stage again."
         ) from None
 

@@ -11,7 +11,7 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
+import math
 import pkgutil
 import re
 import runpy
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxrec.files import json_hash
+from jaxrec.files import json_hash, read_json
 from jaxrec.parallel import MeshShape
 
 ENTRY_POINTS = "jaxrec.components"
@@ -98,6 +98,7 @@ class Recipe:
             raise ValueError(
                 f"name {self.name!r} cannot be a folder: use letters, digits, '.', '_' and '-'."
             )
+        _check_finite(self, "")
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -113,10 +114,21 @@ def load_recipe(path: Path | str) -> Recipe:
         hint = f" Perhaps you meant {close[0]}." if close else ""
         raise ValueError(f"there is no recipe at {path}.{hint}")
     if path.suffix == ".json":
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
+        return _from_record(path)
     recipe = runpy.run_path(str(path)).get("recipe")
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path} defines no `recipe = Recipe(...)`; see configs/quickstart.py.")
+    return recipe
+
+
+def _from_record(path: Path) -> Recipe:
+    try:
+        recipe = from_json(read_json(path))
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:1000]
+        raise ValueError(reason if str(path) in reason else f"{path}: {reason}") from None
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{path} is no recipe: it is damaged, or of another program.")
     return recipe
 
 
@@ -188,7 +200,9 @@ def from_json(content: Any) -> Any:
         return tuple(from_json(each) for each in content)
     if not isinstance(content, dict):
         return content
-    cls = resolve(content.get("class", ""))
+    if not isinstance(content.get("class"), str):
+        raise ValueError(f"{str(content)[:60]} is no component: it names no class.")
+    cls = resolve(content["class"])
     fields = {name: from_json(value) for name, value in content.items() if name != "class"}
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(fields.keys() - known):
@@ -196,7 +210,11 @@ def from_json(content: Any) -> Any:
             f"{content['class']} has no field {', '.join(unknown)}; the recipe was written by "
             "another version of jaxrec."
         )
-    return cls(**fields)
+    _check_kinds(cls, content["class"], fields)
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ValueError(f"{content['class']}: {error}.") from None
 
 
 def component_hash(component: Any, **inputs: Any) -> str:
@@ -259,6 +277,51 @@ def _modules(wing: str, text: str) -> Iterator[str]:
         source = Path(spec.origin).read_text(encoding="utf-8")
         if re.search(rf"^{re.escape(text)}\b", source, re.MULTILINE):
             yield name
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+    "tuple[int, ...]": (int,),
+    "tuple[str, ...]": (str,),
+}
+"""Annotations that a recorded value is held to; of a tuple, what is inside."""
+
+
+def _check_kinds(cls: Any, name: str, fields: dict[str, Any]) -> None:
+    """Holds what was read to the plain annotations: what is of another kind fails much later."""
+    for field in dataclasses.fields(cls):
+        parts = [part.strip() for part in str(field.type).split("|")]
+        if field.name not in fields or not set(parts) <= _KINDS.keys():
+            continue
+        value = fields[field.name]
+        if not any(_is_kind(value, part) for part in parts):
+            raise ValueError(
+                f"{name}: {field.name} is {str(value)[:60]!r}, which is no {field.type}."
+            )
+
+
+def _is_kind(value: Any, annotation: str) -> bool:
+    kinds = _KINDS[annotation]
+    if annotation.startswith("tuple"):
+        return isinstance(value, tuple) and all(type(each) in kinds for each in value)
+    return type(value) in kinds
+
+
+def _check_finite(value: Any, path: str) -> None:
+    """Refuses NaN and infinity anywhere in a component."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} is {value}; the numbers of a recipe are finite.")
+    if isinstance(value, tuple):
+        for index, each in enumerate(value):
+            _check_finite(each, f"{path}.{index}")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            inside = f"{path}.{field.name}" if path else field.name
+            _check_finite(getattr(value, field.name), inside)
 
 
 def _is_default(field: dataclasses.Field, value: Any) -> bool:

@@ -113,8 +113,11 @@ class JsonLines:
 
     def _parse(self, number: int, line: str) -> dict[str, Any]:
         try:
-            return json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no JSON object")
+            return row
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"line {number} of {self.path} is not JSON ({error}). The file is damaged; delete "
                 "it to go on without its history."

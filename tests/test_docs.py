@@ -50,6 +50,21 @@ def test_every_component_of_the_table_exists(root):
                 assert f"class {name}" in source, f"{name} is not in {path}"
 
 
+def test_the_picture_of_the_house_has_every_room(root):
+    picture = (root / "docs/house.svg").read_text(encoding="utf-8")
+    table = (root / "docs/concepts.md").read_text(encoding="utf-8")
+    drawn = re.findall(r'class="name"[^>]*>(\w+)<', picture)
+    there = {
+        path.stem
+        for path in (root / "jaxrec").iterdir()
+        if path.name[0] not in "_." and path.stem != "py"
+    }
+    assert set(drawn) == there
+    assert len(drawn) == len(set(drawn))
+    for room in there:
+        assert f"`{room}`" in table
+
+
 def test_the_python_of_the_readme_runs(root, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import jaxrec
 from jaxrec.commands.overrides import UsageError
 
 DEFAULT = "tables"
@@ -36,11 +38,11 @@ def main(words: list[str]) -> int:
         UsageError: no path, or a format that there is not.
         DataError: the files cannot be used; nothing is written.
     """
-    import tyro
-
     if not words or words[0] in ("-h", "--help"):
         print(USAGE.format(formats=_listing()))
         return 0 if words else 2
+    import tyro
+
     name, rest = _format(words)
     if rest and not rest[0].startswith("-"):
         rest = ["--path", *rest]
@@ -66,9 +68,8 @@ def main(words: list[str]) -> int:
 
 
 def formats() -> list[str]:
-    """Names of all formats: the modules of jaxrec.data.datasets."""
-    package = importlib.import_module("jaxrec.data.datasets")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    """Names of all formats: the modules of jaxrec.data.datasets, none of them imported."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(_folder())]))
 
 
 def reader(name: str) -> Any:
@@ -117,12 +118,17 @@ def _format(words: list[str]) -> tuple[str, list[str]]:
     raise UsageError(f"{words[0]!r} is neither a format ({', '.join(known)}) nor a file.{hint}")
 
 
+def _folder() -> Path:
+    """The folder of jaxrec.data.datasets, found without importing jaxrec.data, which needs jax."""
+    return Path(jaxrec.__path__[0], "data", "datasets")
+
+
 def _listing() -> str:
+    """Every format and its module's first line, read from the source: help must not wait."""
     lines = []
     for name in formats():
-        first = (importlib.import_module(f"jaxrec.data.datasets.{name}").__doc__ or "").split("\n")[
-            0
-        ]
+        source = (_folder() / f"{name}.py").read_text(encoding="utf-8")
+        first = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
         lines.append(f"  {name:<14}{first}")
     return "\n".join(lines)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Generator
@@ -40,12 +42,22 @@ def reading(path: Path | str) -> Generator[None]:
         zlib.error,
         OverflowError,
     ) as error:
+        _raise_unwritable(error)
         raise DataError(f"{path} cannot be read: {_plain(error)}") from None
     except OSError as error:
         # polars reports damaged compressed text as an error of the system, without a number.
         if error.errno is not None:
             raise
+        _raise_unwritable(error)
         raise DataError(f"{path} cannot be read: {_plain(error)}") from None
+
+
+def _raise_unwritable(error: BaseException) -> None:
+    """A disk that cannot take more is not the fault of the file that is read."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found.group(1)) if found else 0
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise OSError(number, os.strerror(number)) from None
 
 
 _IN_PLAIN_WORDS = {

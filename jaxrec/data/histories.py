@@ -179,7 +179,7 @@ class Histories:
                     f"{file} is missing, or is not the file that {MANIFEST} describes. Prepare "
                     "the data again."
                 )
-            arrays[name] = _read(file, _KINDS[name])
+            arrays[name] = read_column(file, _KINDS[name])
         histories = cls(
             **arrays,
             actions=tuple(manifest["actions"]),
@@ -334,8 +334,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(file: Path, kind: str) -> np.ndarray:
-    """An array of one axis and the right kind of numbers."""
+def read_column(file: Path, kind: str) -> np.ndarray:
+    """Maps a saved array of one axis into memory.
+
+    Args:
+        file: a .npy file.
+        kind: what it must hold: a type of numpy such as `<i8`, or U for texts of any length.
+
+    Raises:
+        DataError: the file is damaged, or holds something else.
+    """
     try:
         array = read_array(file, mapped=True)
     except ValueError as error:

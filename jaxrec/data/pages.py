@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from jaxrec.data.dataset import DatasetFolder
 from jaxrec.data.errors import DataError
-from jaxrec.data.histories import Histories
+from jaxrec.data.histories import Histories, read_column
 from jaxrec.data.page_rows import (
     find_rows,
     page_table,
@@ -29,7 +29,17 @@ from jaxrec.files import file_hash, publish, read_json, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-ARRAYS = ("offsets", "item", "grade", "position", "value", "user", "time", "history_end")
+_KINDS = {
+    "offsets": "<i8",
+    "item": "<i4",
+    "grade": "<i4",
+    "position": "<i4",
+    "value": "<f4",
+    "user": "<i4",
+    "time": "<i8",
+    "history_end": "<i8",
+}
+ARRAYS = tuple(_KINDS)
 UNDECLARED = "pages are the values of the column page"
 
 
@@ -160,7 +170,7 @@ class Pages:
         """
         path = Path(folder)
         manifest = _read_manifest(path)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name in ARRAYS:
             file = path / f"{name}.npy"
             if not file.is_file() or (verify and file_hash(file) != manifest["sha256"].get(name)):
@@ -168,7 +178,7 @@ class Pages:
                     f"{file} is missing, or is not the file that {MANIFEST} describes. Prepare "
                     "the pages again."
                 )
-            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            arrays[name] = read_column(file, _KINDS[name])
         left_out = {
             name: manifest["counts"][name] for name in ("unknown_items", "empty_pages", "repeats")
         }
@@ -319,7 +329,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         raise DataError(
-            f"{path / MANIFEST} has format version {version}; this jaxrec reads version "
+            f"{path / MANIFEST} has format version {str(version)[:20]}; this jaxrec reads version "
             f"{FORMAT_VERSION}. Prepare the pages again."
         )
+    counts, grades = manifest.get("counts"), manifest.get("grades")
+    if (
+        not isinstance(manifest.get("sha256"), dict)
+        or not isinstance(manifest.get("rule"), str)
+        or not isinstance(grades, list)
+        or not all(isinstance(grade, str) for grade in grades)
+        or not isinstance(counts, dict)
+        or not all(
+            type(counts.get(name)) is int for name in ("unknown_items", "empty_pages", "repeats")
+        )
+    ):
+        raise DataError(f"{path / MANIFEST} is damaged. Prepare the pages again.")
     return manifest

@@ -64,7 +64,7 @@ def run_stage(
         was_cached = cached.is_dir()
         if not was_cached:
             publish(cached, lambda folder: _fill(folder, work, name, key, component, inputs))
-    content = read_json(cached / MANIFEST)["content"]
+    content = _manifest(cached)["content"]
     _copy(cached, run_folder / name, content)
     return Artefact(run_folder / name, key, content, was_cached)
 
@@ -80,13 +80,25 @@ def open_artefact(folder: Path) -> Artefact:
             f"{folder} is not the output of a stage: {MANIFEST} is missing. Run `jaxrec run` on "
             "the run's recipe to make it."
         )
-    manifest = read_json(folder / MANIFEST)
+    manifest = _manifest(folder)
     if _content_hash(folder) != manifest["content"]:
         raise ValueError(
             f"{folder} does not hold what was published: a file is missing, truncated or changed. "
             "Delete the folder (and its namesake below .cache) and run the recipe again."
         )
     return Artefact(folder, manifest["key"], manifest["content"], was_cached=True)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), str) for name in ("key", "content")
+    ):
+        raise ValueError(
+            f"{folder / MANIFEST} does not say what the folder holds: it is damaged. Delete the "
+            "folder and run the recipe again."
+        )
+    return manifest
 
 
 def keep_programs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -57,6 +58,9 @@ def run(recipe: Recipe, *, runs: Path, last: str = "report", again: bool = False
         tell_data(data)
         if reached == 0:
             return place.folder
+        if reached >= stages.STAGES.index("train"):
+            check_cases(recipe, data)
+        check_codebooks(recipe, data.histories.num_items)
         vectors = stages.make_vectors(recipe, place, data)
         tokens = stages.make_tokens(recipe, place, data, vectors)
         tell_tokens(tokens, vectors)
@@ -75,7 +79,7 @@ def run(recipe: Recipe, *, runs: Path, last: str = "report", again: bool = False
 def open_run(recipe: Recipe, runs: Path) -> Generator[Workplace]:
     """Makes or continues a run folder, alone in it until the block ends."""
     place = Workplace(runs, runs / recipe.name)
-    place.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(place)
     try:
         with lock(place.folder / ".lock", wait=False):
             sweep_leftovers(place.folder)
@@ -86,6 +90,57 @@ def open_run(recipe: Recipe, runs: Path) -> Generator[Workplace]:
             f"another job is running in {place.folder}; wait for it, or give this run another "
             "name with --name."
         ) from None
+
+
+def _make_folder(place: Workplace) -> None:
+    if place.runs.exists() and not place.runs.is_dir():
+        raise ValueError(
+            f"{place.runs} is a file; --runs names the folder that run folders live in."
+        )
+    try:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        # Found here, and not when an hour of work is to be written.
+        with tempfile.TemporaryFile(dir=place.folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{place.folder} cannot be written ({error.strerror}). Choose another folder with "
+            "--runs, or mend this one."
+        ) from None
+
+
+def check_codebooks(recipe: Recipe, items: int) -> None:
+    """Finds before vectors are made that there are fewer items than codes.
+
+    Raises:
+        ValueError: a level asks for more codes than the catalogue has items.
+    """
+    quantizer = getattr(recipe.tokenizer, "quantizer", None)
+    largest = max(getattr(quantizer, "asked_sizes", (0,)))
+    if largest > items:
+        raise ValueError(
+            f"tokenizer.quantizer.codes asks for {largest} codes of a level, and the catalogue has "
+            f"{items} items; use at most {items}, and better far fewer."
+        )
+
+
+def check_cases(recipe: Recipe, data: Prepared) -> None:
+    """Finds before semantic IDs are made that there is nothing to judge a generator by.
+
+    Raises:
+        ValueError: the split leaves no test case, or no validation case where one is needed.
+    """
+    validates = any(getattr(stage.fit, "validate_every", 0) for stage in recipe.stages)
+    for name, cases, needed in (
+        ("test", data.split.test, True),
+        ("validation", data.split.validation, validates),
+    ):
+        if needed and not len(cases):
+            longest = int(data.histories.lengths.max(initial=0))
+            raise ValueError(
+                f"the split {data.split.name} leaves no {name} case; the longest history has "
+                f"{longest} event(s). Choose another --data.split, or a log with longer histories."
+            )
 
 
 def check_recipe(recipe: Recipe) -> None:

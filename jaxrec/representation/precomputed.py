@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from jaxrec.files import file_hash
+from jaxrec.files import file_hash, read_array, read_json
 from jaxrec.representation.encoder import TrainingSequences
 from jaxrec.representation.text import Table
 
@@ -53,7 +52,13 @@ class Precomputed:
             raise ValueError(f"skip_rows counts leading rows, got {self.skip_rows}.")
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file: the vectors are an input of the recipe, not a part of it."""
+        """SHA-256 of the file: the vectors are an input of the recipe, not a part of it.
+
+        Raises:
+            ValueError: there is no such file.
+        """
+        if not Path(self.path).is_file():
+            raise ValueError(f"there is no file {self.path}; correct Precomputed(path=...).")
         return file_hash(self.path)
 
     def encode(
@@ -89,12 +94,15 @@ class Precomputed:
             raise ValueError(f"there is no file {path}; correct Precomputed(path=...).")
         try:
             if path.suffix == ".npy":
-                matrix = np.load(path, allow_pickle=False)
+                matrix = read_array(path, mapped=True)
             else:
                 matrix = _read_safetensors(path, self.tensor)
-            matrix = np.asarray(matrix).astype(np.float32)
+            if matrix.dtype.kind not in "biuf":
+                raise ValueError(f"it holds {matrix.dtype}, not numbers")
+            with np.errstate(over="ignore"):
+                matrix = np.asarray(matrix).astype(np.float32)
         except (OSError, EOFError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read as a matrix: {error}") from error
+            raise ValueError(f"{path} cannot be read as a matrix: {error}") from None
         if matrix.ndim != 2 or not matrix.shape[1]:
             raise ValueError(f"{path} must be a matrix [items, width], got shape {matrix.shape}.")
         return matrix
@@ -139,7 +147,12 @@ def _read_safetensors(path: Path, tensor: str) -> np.ndarray:
 def _read_ids(path: str) -> list[str]:
     if not Path(path).is_file():
         raise ValueError(f"there is no file of ids {path}; correct Precomputed(ids=...).")
-    text = Path(path).read_text(encoding="utf-8")
     if path.endswith(".json"):
-        return [str(each) for each in json.loads(text)]
-    return text.splitlines()
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise ValueError(f"{path} is no JSON list of item ids; correct Precomputed(ids=...).")
+        return [str(each) for each in content]
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8, and should be one item id a line.") from None

@@ -218,7 +218,7 @@ class SemanticIds:
         version = manifest.get("schema_version") if isinstance(manifest, dict) else None
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{folder / MANIFEST} has schema version {version}, this jaxrec reads "
+                f"{folder / MANIFEST} has schema version {str(version)[:20]}, this jaxrec reads "
                 f"{SCHEMA_VERSION}; make the semantic IDs again."
             )
         if absent := [name for name in _KINDS if name not in manifest]:
@@ -226,8 +226,8 @@ class SemanticIds:
         arrays = _read_arrays(folder / ARRAYS, manifest)
         if strange := [name for name, kind in _KINDS.items() if not kind(manifest[name])]:
             raise ValueError(
-                f"{folder / MANIFEST}: {strange[0]} is {str(manifest[strange[0]])[:60]!r}, which it "
-                "cannot be; make the semantic IDs again."
+                f"{folder / MANIFEST}: {strange[0]} is {str(manifest[strange[0]])[:60]!r}, which "
+                "it cannot be; make the semantic IDs again."
             )
         found = cls(
             codes=arrays["codes"],
@@ -315,7 +315,9 @@ def _read_arrays(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
     # numpy evaluates a damaged header as Python, which fails in every way that Python can.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"{path} cannot be read ({reason}); make the semantic IDs again.") from None
+        raise ValueError(
+            f"{path} cannot be read ({reason}); make the semantic IDs again."
+        ) from None
     if absent := {"codes", "items"} - set(arrays):
         raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; make the semantic IDs again.")
     return arrays

@@ -61,6 +61,20 @@ class FitResult:
     """Training time over all sessions, validation included."""
 
 
+def _read_marker(path: Path) -> dict[str, Any]:
+    try:
+        marker = read_json(path)
+        kinds = {"step": int, "best_step": int, "stopped": str, "seconds": (int, float)}
+        if not all(isinstance(marker[name], kind) for name, kind in kinds.items()):
+            raise ValueError("a field is of another kind")
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is damaged: it is truncated or was edited. Delete that file; `jaxrec run` on "
+            "the run's recipe.json writes it again."
+        ) from None
+    return marker
+
+
 class Book:
     """The run's folder: what is read at the start, written on the way, and sealed at the end.
 
@@ -100,7 +114,7 @@ class Book:
             return None
         check_manifest(self.checkpoints.manifest(latest), self.manifest, self.folder)
         state = self.checkpoints.restore(latest, self.abstract)[0]
-        return self._result(state, read_json(marker))
+        return self._result(state, _read_marker(marker))
 
     def resume(self, batches: Batches) -> TrainState | None:
         """The newest state, everything else set back to it; None where there is no checkpoint."""

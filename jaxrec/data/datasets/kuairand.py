@@ -204,6 +204,8 @@ class KuaiRand:
                 to_seconds("last_time_ms", "ms"),
                 pl.col(columns[2:]).cast(pl.List(pl.String)).fill_null([]),
             ).collect()
+        if frame["last_time_ms"].null_count():
+            raise DataError(f"{path}: a row has no 'last_time_ms'. Fill or drop such rows.")
         schema = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64, "event": pl.String}
         with spilled(batched(self._earlier(frame), list(schema)), schema) as earlier:
             yield earlier
