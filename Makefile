@@ -24,7 +24,7 @@ test: .venv/.dev
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
 
-# The wheel in a fresh environment: minutes, nearly all of them downloads.
+# The wheel in a fresh environment: minutes, most of them pip's.
 test-install: .venv/.dev
 	$(BIN)/python -m pytest -m slow tests/test_packaging.py
 

@@ -365,7 +365,7 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _differences(saved: dict[str, tuple], here: dict[str, tuple]) -> list[str]:
     def shown(what: tuple) -> str:
-        return f"{what[1]}{list(what[0])}"
+        return f"{what[1][:20]}{list(what[0])}"[:100]
 
     return [
         *(

@@ -46,10 +46,11 @@ def main(words: list[str]) -> int:
     name, rest = _format(words)
     if rest and not rest[0].startswith("-"):
         rest = ["--path", *rest]
+    component: Any = reader(name)
     arguments = dataclasses.make_dataclass(
         "Arguments",
         [
-            ("reader", Annotated[reader(name), tyro.conf.arg(name="")]),
+            ("reader", Annotated[component, tyro.conf.arg(name="")]),
             ("out", Annotated[Path, tyro.conf.arg(help="Dataset folder to write.")]),
             (
                 "replace",

@@ -222,7 +222,8 @@ def paged(
             if groups > 1:
                 chosen = staging.filter(pl.col("user").hash() % groups == group)
             part = chosen.collect(engine="streaming").sort(order, maintain_order=True)
-            part = assign_pages(part, rule, order=order)
+            with reading(path):
+                part = assign_pages(part, rule, order=order)
             part.write_parquet(Path(folder) / f"{group:06d}.parquet")
         yield pl.scan_parquet(Path(folder) / "*.parquet", glob=True)
 

@@ -41,6 +41,7 @@ from jaxrec.evaluation.significance import bootstrap_means, paired_difference
 from jaxrec.files import read_json, write_json
 
 FILE = "report.json"
+VERDICTS = ("ahead", "behind", "undecided")
 HEADLINE = "recall@10"
 """The metric of the verdict."""
 
@@ -343,11 +344,22 @@ def _check(content: Any, where: str) -> None:
         for row in content["rows"]:
             _check_row(row)
         for comparison in content.get("comparisons", []):
-            Comparison(**comparison)
+            _check_comparison(comparison)
         check_breakdowns(content.get("breakdowns", []))
         _check_ranks(content.get("ranks"))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {str(error)[:1000]}") from None
+
+
+def _check_comparison(content: Any) -> None:
+    kinds = {"str": str, "bool": bool, "float": (int, float)}
+    for field in dataclasses.fields(Comparison(**content)):
+        if not isinstance(content[field.name], kinds[str(field.type)]):
+            raise ValueError(
+                f"a comparison has {field.name}={content[field.name]!r}, which is not allowed."
+            )
+    if content["verdict"] not in VERDICTS:
+        raise ValueError(f"a comparison is {content['verdict']!r}; it is one of {VERDICTS}.")
 
 
 def _check_ranks(entry: Any) -> None:

@@ -153,10 +153,11 @@ class PublishedIds:
                 shift: sum(_key(name, shift) in index for name in names) for shift in (-1, 0, 1)
             }
             best = max(found, key=lambda shift: found[shift])
+            keys_shown = [repr(key[:_SHOWN]) for key in list(index)[:_NAMED]]
             hint = (
                 f" With shift={best} it would have {found[best]}."
                 if found[best] > len(names) - len(missing)
-                else f" Its keys look like {', '.join(map(repr, list(index)[:_NAMED]))}."
+                else f" Its keys look like {', '.join(keys_shown)}."
             )
             raise ValueError(
                 f"{self.path} has no semantic ID for {len(missing)} of {len(names)} items (shift "
@@ -203,12 +204,13 @@ def read_index(path: Path | str, levels: int = 0) -> tuple[dict[str, int], np.nd
     content = json_object(path)
     if not content:
         raise ValueError(f"{path} holds not one semantic ID.")
-    rows = [_codes(value, f"{path}, item {item!r}") for item, value in content.items()]
+    rows = [_codes(value, f"{path}, item {item[:_SHOWN]!r}") for item, value in content.items()]
     lengths = sorted({len(row) for row in rows})
     if lengths[0] < levels or (not levels and len(lengths) > 1):
         examples = (
-            f"{next(item for item, row in zip(content, rows) if len(row) == length)!r} has {length}"
+            f"{item[:_SHOWN]!r} has {length}"
             for length in lengths[:_NAMED]
+            for item in [next(item for item, row in zip(content, rows) if len(row) == length)]
         )
         raise ValueError(
             f"{path}: all items need equally many levels (levels={levels}), but "

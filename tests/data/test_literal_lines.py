@@ -97,8 +97,7 @@ def test_item_objects(tmp_path):
     with pytest.raises(DataError, match="lists in lists, too deep"):
         read_item_objects(path)
     path.write_text('{"1": {"price": 1' + "0" * 400 + "}}")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_item_objects(path)
+    assert read_item_objects(path)["price"] == ["1" + "0" * 400]
     path.write_text('{"1": "A"}')
     with pytest.raises(DataError, match="item '1' must be an object of fields"):
         read_item_objects(path)
