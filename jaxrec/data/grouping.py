@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,8 +61,42 @@ def order_events(
         order = _sort_by(np.random.default_rng(seed).permutation(np.arange(len(user))), order)
     if ties == "item":
         order = _sort_by(item, order)
-    # Stable passes from the least significant key to the most significant one.
-    return _sort_by(user, _sort_by(time, order))
+    return _group_by_user(user, time, order)
+
+
+def _group_by_user(
+    user: np.ndarray, time: np.ndarray, order: np.ndarray | None
+) -> Int64[np.ndarray, " e"]:
+    """Sorts an order (None: 0, 1, 2, ...) by user, then time, keeping ties in place.
+
+    User, time and place are packed into one 64-bit number. Where they do not fit, the last bits of
+    the time are left out, and the few events of a user that are alike in the rest are sorted apart.
+    """
+    if not len(user):
+        return np.arange(0, dtype=np.int64)
+    places = (len(user) - 1).bit_length()
+    low, high = int(time.min()), int(time.max())
+    room = 63 - places - int(user.max()).bit_length()
+    left_out = max(0, (high - low).bit_length() - room)
+    if room < 1:
+        return _sort_by(user, _sort_by(time, order))
+    near = time if order is None else time[order]
+    packed = (user if order is None else user[order]).astype(np.int64)
+    packed <<= (high - low).bit_length() - left_out
+    packed |= (near - low) >> left_out
+    packed <<= places
+    packed |= np.arange(len(user), dtype=np.int64)
+    packed.sort()
+    place = packed & ((1 << places) - 1)
+    if left_out:
+        packed >>= places
+        alike = packed[1:] == packed[:-1]
+        tied = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
+        if 2 * len(tied) > len(user):
+            return _sort_by(user, _sort_by(time, order))
+        held = place[tied]
+        place[tied] = held[np.lexsort((held, near[held], packed[tied]))]
+    return place if order is None else order[place]
 
 
 def _sort_by(values: np.ndarray, order: np.ndarray | None) -> Int64[np.ndarray, " e"]:
@@ -147,9 +182,12 @@ def number_log(dataset: DatasetFolder, events: tuple[str, ...] | None = None) ->
     names = {"user": users, "item": items}
     if wanted:
         names["event"] = pl.Series(wanted)
-    numbered = log.select(*names, "timestamp")
+    seeds = {column: _seed_without_collision(ids) for column, ids in names.items()}
+    hashed = [pl.col(column).hash(seed) for column, seed in seeds.items()]
+    numbered = log.select(*hashed, "timestamp")
     for column, ids in names.items():
-        table = pl.LazyFrame({column: ids, f"{column} row": np.arange(len(ids), dtype=np.int32)})
+        rows = np.arange(len(ids), dtype=np.int32)
+        table = pl.LazyFrame({column: ids.hash(seeds[column]), f"{column} row": rows})
         numbered = numbered.join(table, on=column, how="left", maintain_order="left").drop(column)
     frame = numbered.collect(engine="streaming")
     action = frame["event row"].to_numpy() if wanted else np.zeros(frame.height, np.int32)
@@ -162,6 +200,14 @@ def number_log(dataset: DatasetFolder, events: tuple[str, ...] | None = None) ->
         items=items,
         actions=actions,
     )
+
+
+def _seed_without_collision(ids: Any) -> int:
+    """A seed of the hash under which these ids differ: then hashes can stand for the texts.
+
+    Every id of the log is among them, so the numbers are exact, and joins are twice as fast.
+    """
+    return next(seed for seed in itertools.count() if ids.hash(seed).n_unique() == len(ids))
 
 
 def _history_events(

@@ -245,7 +245,7 @@ def prepare(
         offsets=offsets,
         item=item[order],
         time=time[order],
-        action=action[order],
+        action=action[order] if len(log.actions) > 1 else action,
         users=log.users.filter(kept_users).to_numpy().astype(np.str_),
         items=log.items.filter(kept_items).to_numpy().astype(np.str_),
         actions=log.actions,

@@ -75,6 +75,26 @@ def test_order_equals_a_plain_sort(rows, ties, seed):
     assert found.tolist() == reference_order(user, time, item, ties, seed)
 
 
+@pytest.mark.parametrize("ties", ["file", "item", "shuffle"])
+@pytest.mark.parametrize(("users", "span"), [(3, 2**40), (3, 2**62), (2**30, 2**40), (5, 4)])
+def test_order_where_user_time_and_place_do_not_fit_one_number(ties, users, span):
+    rng = np.random.default_rng(users % 97)
+    count = 3000
+    user = rng.integers(0, users, count).astype(np.int32)
+    user[: count // 2] %= 3
+    time = rng.integers(0, span, count) // 2**3
+    # Clusters that differ in their last bits alone, and true ties.
+    time[::3] = span // 2**4 + rng.integers(0, 4, len(time[::3]))
+    item = rng.integers(0, 50, count).astype(np.int32)
+    found = order_events(user, time, item, ties=ties, seed=1)
+    tie = {
+        "file": np.arange(count),
+        "item": item,
+        "shuffle": np.random.default_rng(1).permutation(np.arange(count)),
+    }[ties]
+    assert found.tolist() == np.lexsort((np.arange(count), tie, time, user)).tolist()
+
+
 def reference_core(rows, min_user, min_item):
     kept = list(range(len(rows)))
     while True:
