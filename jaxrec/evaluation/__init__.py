@@ -7,6 +7,7 @@ from jaxrec.evaluation.baselines import (
     popularity_baseline,
     popularity_scores,
 )
+from jaxrec.evaluation.breakdown import break_down
 from jaxrec.evaluation.cases import CaseHistories, case_histories
 from jaxrec.evaluation.html import render_html
 from jaxrec.evaluation.metrics import (
@@ -28,6 +29,7 @@ from jaxrec.evaluation.ranking import (
     top_from_scores,
     without_seen,
 )
+from jaxrec.evaluation.ranks import read_ranks
 from jaxrec.evaluation.recommendations import write_recommendations
 from jaxrec.evaluation.report import (
     Comparison,
@@ -59,6 +61,7 @@ __all__ = [
     "Transitions",
     "bootstrap_mean",
     "bootstrap_means",
+    "break_down",
     "case_histories",
     "collision_aware_metrics",
     "collision_ranks",
@@ -76,6 +79,7 @@ __all__ = [
     "rank_metrics",
     "ranks_from_scores",
     "ranks_in_lists",
+    "read_ranks",
     "read_report",
     "render_html",
     "row_from_ranks",
