@@ -40,8 +40,8 @@ class MiniOneRecFiles:
     A row holds up to ten items of a history and the next one. A user's rows are put in the order of
     their histories' lengths, then of the files (train, valid, test) and lines, and laid over one
     another: each adds what the sequence so far does not have. What the rows do not hold is lost:
-    the start of a history whose first row is full already (where train rows are missing), and what lies
-    between two rows that share nothing. Both are counted, in dataset.json, under `source`.
+    the start of a history whose first row is full already (where train rows are missing), and what
+    lies between two rows that share nothing. Both are counted, in dataset.json, under `source`.
 
     The catalogue is all items of CATEGORY.item.json.
     """
