@@ -5,11 +5,11 @@ from jaxrec.evaluation.baselines import (
     count_popularity,
     count_transitions,
     popularity_baseline,
-    popularity_scores,
 )
 from jaxrec.evaluation.breakdown import break_down
 from jaxrec.evaluation.cases import CaseHistories, case_histories
 from jaxrec.evaluation.html import render_html
+from jaxrec.evaluation.item_knn import ItemNeighbours, count_neighbours
 from jaxrec.evaluation.metrics import (
     collision_aware_metrics,
     list_metrics,
@@ -17,6 +17,12 @@ from jaxrec.evaluation.metrics import (
     per_case_metrics,
     per_user_means,
     rank_metrics,
+)
+from jaxrec.evaluation.mixture import (
+    ChosenWeight,
+    choose_weight,
+    mix,
+    transition_probabilities,
 )
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.evaluation.ranking import (
@@ -41,6 +47,7 @@ from jaxrec.evaluation.report import (
     verdict,
     write_report,
 )
+from jaxrec.evaluation.second_order import SecondOrderTransitions, count_second_order
 from jaxrec.evaluation.significance import (
     Interval,
     PairedDifference,
@@ -49,27 +56,36 @@ from jaxrec.evaluation.significance import (
     paired_difference,
     sign_flip_p_value,
 )
+from jaxrec.evaluation.untrained import UntrainedRanker, popularity_scores
 
 __all__ = [
     "CaseHistories",
+    "ChosenWeight",
     "Comparison",
     "Interval",
+    "ItemNeighbours",
     "PairedDifference",
     "Protocol",
     "Row",
+    "SecondOrderTransitions",
     "TopItems",
     "Transitions",
+    "UntrainedRanker",
     "bootstrap_mean",
     "bootstrap_means",
     "break_down",
     "case_histories",
+    "choose_weight",
     "collision_aware_metrics",
     "collision_ranks",
     "compare_ranks",
+    "count_neighbours",
     "count_popularity",
+    "count_second_order",
     "count_transitions",
     "item_priority",
     "list_metrics",
+    "mix",
     "multi_target_recall",
     "paired_difference",
     "per_case_metrics",
@@ -87,6 +103,7 @@ __all__ = [
     "sign_flip_p_value",
     "text_table",
     "top_from_scores",
+    "transition_probabilities",
     "verdict",
     "without_seen",
     "write_recommendations",

@@ -44,11 +44,11 @@ class CaseHistories:
         """Cases `first .. last` (last excluded); the log is shared, not copied."""
         return CaseHistories(self.start[first:last], self.end[first:last], self.item)
 
-    def last_items(self) -> Int[np.ndarray, "c"]:
-        """Most recent item of each history, -1 where the history is empty."""
-        full = self.end > self.start
+    def last_items(self, back: int = 0) -> Int[np.ndarray, "c"]:
+        """Most recent item of each history, or the one `back` events before it; -1 if too short."""
+        full = self.end - self.start > back
         last = np.full(self.num_cases, -1, np.int64)
-        last[full] = self.item[self.end[full] - 1]
+        last[full] = self.item[self.end[full] - 1 - back]
         return last
 
     def pairs(self) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:

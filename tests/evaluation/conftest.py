@@ -25,6 +25,20 @@ def protocol():
     )
 
 
+@pytest.fixture
+def make_log():
+    """Makes small logs (offsets, count_end, item) with many ties, repeats and unused items."""
+
+    def make(seed, items=25, users=60):
+        generator = np.random.default_rng(seed)
+        lengths = generator.integers(0, 12, users)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        item = (generator.random(offsets[-1]) ** 2 * (items - 3)).astype(np.int32)
+        return offsets, offsets[:-1] + generator.integers(0, lengths + 1), item
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def parts(protocol):
     """Rows and comparisons: ahead of popularity, behind the counter."""

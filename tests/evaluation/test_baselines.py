@@ -6,15 +6,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import jaxrec.evaluation.baselines as baselines
+from jaxrec.evaluation import untrained
 from jaxrec.evaluation.baselines import (
     count_popularity,
     count_transitions,
     popularity_baseline,
-    popularity_scores,
 )
 from jaxrec.evaluation.cases import CaseHistories, case_histories
 from jaxrec.evaluation.ranking import item_priority, ranks_from_scores, top_from_scores
+from jaxrec.evaluation.untrained import popularity_scores
 
 ITEMS, USERS = 25, 60
 
@@ -61,7 +61,7 @@ def test_counts_equal_dictionaries(world):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("kind", ["transitions", "popularity"])
 def test_ranks_and_lists_equal_a_full_sort(world, masked, kind, monkeypatch):
-    monkeypatch.setattr(baselines, "BLOCK", 7)
+    monkeypatch.setattr(untrained, "BLOCK", 7)
     offsets, _, item = world
     popularity, follows = slow_counts(*world)
     baseline = count_transitions(*world, num_items=ITEMS)
