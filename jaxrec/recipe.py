@@ -57,6 +57,9 @@ class Evaluation:
     """Resamples behind the 95 % intervals."""
     examples: int = 10
     """Users shown with titles in the report."""
+    mix_transitions: bool = False
+    """Also judge a convex mix with counted transitions, its weight chosen on validation; for
+    retrievers, which score every item."""
 
     def __post_init__(self) -> None:
         if not self.cutoffs or min(self.cutoffs) < 1:

@@ -48,6 +48,18 @@ EXAMPLES = {
         lambda f: lambda z: f(z, jnp.zeros((1, 2, 2), jnp.int32), jnp.ones((1, 2)))[0],
         jnp.stack([NORMAL, 2 * NORMAL])[None],
     ),
+    "catalogue_cross_entropy": (
+        lambda f: lambda z: f(z[:, :3], z[:, ::-1], CODES % 2, jnp.ones(2)),
+        NORMAL,
+    ),
+    "sampled_softmax_losses": (
+        lambda f: lambda z: f(z[:, 0], z, jnp.zeros((1, 3)), jnp.zeros((1, 3), bool)),
+        NORMAL,
+    ),
+    "pairwise_losses": (
+        lambda f: lambda z: f(z[:, 0], z, jnp.ones(z.shape, bool), "bpr_max", regularisation=0.1),
+        NORMAL,
+    ),
     "is_top_code": (lambda f: lambda z: f(z, CODES), NORMAL),
     "attention": (lambda f: lambda x: f(x[0], x[1], x[2]), QKV),
     "nearest": (lambda f: lambda x: f(x, NORMAL)[0], 3 * NORMAL),

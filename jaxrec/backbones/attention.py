@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxrec.backbones.dropout import drop
+
 IMPLEMENTATIONS = ("xla", "cudnn")
 """`xla` runs on every platform; `cudnn` is the fused kernel on NVIDIA, for 16-bit inputs only."""
 
@@ -25,6 +27,8 @@ def attention(
     *,
     mask: Bool[Array, "#b #h #q #t"] | None = None,
     bias: Float[Array, "#b #h #q #t"] | None = None,
+    kept: Bool[Array, "b h q t"] | None = None,
+    rate: float = 0.0,
     implementation: str = "xla",
 ) -> Float[Array, "b q h d"]:
     """Scaled dot-product attention, `softmax(q k^T / sqrt(d) + bias) v`.
@@ -35,6 +39,9 @@ def attention(
         v: values.
         mask: True where the query may see the key. A query that sees no key gets 0.
         bias: added to the scaled scores before the softmax.
+        kept: dropout of the attention probabilities: which of them stay, from `draw_kept`. The
+            fused implementations cannot; the probabilities then exist as an array.
+        rate: that of the draw.
         implementation: one of `IMPLEMENTATIONS`.
 
     Raises:
@@ -46,6 +53,8 @@ def attention(
             f"choose one of {', '.join(IMPLEMENTATIONS)}."
         )
     _check_heads(q.shape[2], k.shape[2])
+    if kept is not None:
+        return _dropped_attention(q, k, v, mask, bias, kept, rate)
     fused = "cudnn" if implementation == "cudnn" else "xla"
     mixed = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation=fused)
     if mask is None:
@@ -91,6 +100,82 @@ def shared_history_attention(
     sees_a_key = jnp.any(key_mask, axis=-1) | jnp.any(beam_mask)
     mixed = jnp.where(sees_a_key[:, None, None, None, None], mixed, jnp.zeros((), mixed.dtype))
     return mixed.reshape(q.shape)
+
+
+def _dropped_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    bias: Array | None,
+    kept: Array,
+    rate: float,
+) -> Array:
+    """`attention` with its probabilities spelt out, so that some can be dropped."""
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = _scores("bqgrd,btgd->bgrqt", grouped, k).reshape(kept.shape)
+    scores = scores if bias is None else scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+        kept = kept & mask
+    shares = drop(jax.nn.softmax(scores, axis=-1).astype(v.dtype), kept, rate)
+    shares = shares.reshape(shares.shape[0], k.shape[2], -1, *shares.shape[2:])
+    return jnp.einsum("bgrqt,btgd->bqgrd", shares, v).reshape(q.shape)
+
+
+def unscaled_attention(
+    q: Float[Array, "b q h d"],
+    k: Float[Array, "b t h d"],
+    v: Float[Array, "b t h d"],
+    *,
+    mask: Bool[Array, "#b 1 #q t"],
+    bias: Float[Array, "1 h q t"] | None = None,
+    kept: Bool[Array, "b h q t"] | None = None,
+    rate: float = 0.0,
+) -> Float[Array, "b q h d"]:
+    """Attention as in T5, `dropout(softmax(q k^T + bias)) v` (arXiv:1910.10683, section 2.1).
+
+    The scale is in the initial queries instead. Beams that share a history are queries of one row.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: True where the query may see the key. A query that sees no key gets 0.
+        bias: added to the scores.
+        kept: which probabilities dropout keeps (`layers.draw_kept`); None keeps all.
+        rate: that of the draw.
+    """
+    scores = jnp.einsum("bqhd,bthd->bhqt", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    shares = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    # Once more, so that a query without any key gets 0; for the others it changes nothing.
+    shares = jnp.where(mask, shares, 0.0)
+    return jnp.einsum("bhqt,bthd->bqhd", drop(shares, kept, rate).astype(v.dtype), v)
+
+
+def slot_attention(
+    q: Float[Array, "b w h d"],
+    keys: Float[Array, "b w s h d"],
+    values: Float[Array, "b w s h d"],
+    *,
+    mask: Bool[Array, " s"],
+    bias: Float[Array, "h s"],
+) -> Float[Array, "b w h d"]:
+    """One query a beam over the tokens that the beam wrote itself, unscaled as in T5.
+
+    Args:
+        q: the newest token of each beam.
+        keys: keys of the `s` tokens, the newest included.
+        values: their values.
+        mask: True at the slots that are filled, at least one.
+        bias: added to the scores.
+    """
+    # Products and sums, no matrix products: thousands of tiny ones are slow everywhere.
+    scores = jnp.sum((q[:, :, None] * keys).astype(jnp.float32), axis=-1) + bias.T
+    shares = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=2)
+    return jnp.sum(shares[..., None].astype(values.dtype) * values, axis=2)
 
 
 def _check_heads(heads: int, kv_heads: int) -> None:

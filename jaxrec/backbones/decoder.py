@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxrec.backbones import cost
 from jaxrec.backbones.caches import FlatCache, MergedCache
+from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.backbones.heads import CodeHead, CodeLogits, MergeCodes
 from jaxrec.backbones.layers import (
     BeamKeys,
@@ -33,8 +34,6 @@ from jaxrec.backbones.layers import (
     Embedding,
     Layers,
     Stack,
-    draw_kept,
-    drop,
     logical_axes,
     rope_rotation,
     unbox,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.backbones.layers import (
     Embedding,
     FeedForward,
     Linear,
     RMSNorm,
     Stack,
-    draw_kept,
-    drop,
     normal,
 )
 from jaxrec.types import TokenSpace
@@ -44,19 +43,37 @@ class CodeLogits(nn.Module):
         space = self.space
         shape = (space.levels, self.cfg.width, space.width)
         kernel = self.param("kernel", normal(self.cfg.initial_scale, None, "embed", "vocab"), shape)
-        if level is None:
-            legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[:, None, None, None]
-            rows = x.reshape(space.levels, -1, self.cfg.width)
-            logits = jnp.matmul(rows, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-            logits = logits.reshape(*x.shape[:-1], space.width)
-        else:
-            legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[level]
-            logits = jnp.matmul(
-                x, kernel[level].astype(x.dtype), preferred_element_type=jnp.float32
-            )
-        if len(set(space.sizes)) == 1:
-            return logits
-        return jnp.where(legal, logits, ILLEGAL)
+        return level_logits(x, kernel, space, level)
+
+
+def level_logits(
+    x: Float[Array, "*any d"],
+    kernel: Float[Array, "l d k"],
+    space: TokenSpace,
+    level: int | Array | None = None,
+) -> Float[Array, "*any k"]:
+    """Products of states with the output matrix of their level; `ILLEGAL` beyond its size.
+
+    Args:
+        x: states of all levels `[l b t d]`, or of one level `[b w d]`.
+        kernel: one matrix per level.
+        space: sizes of the levels.
+        level: None for all levels, else the level, which may be traced.
+
+    Returns:
+        float32 logits.
+    """
+    if level is None:
+        legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[:, None, None, None]
+        rows = x.reshape(space.levels, -1, x.shape[-1])
+        logits = jnp.matmul(rows, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = logits.reshape(*x.shape[:-1], space.width)
+    else:
+        legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[level]
+        logits = jnp.matmul(x, kernel[level].astype(x.dtype), preferred_element_type=jnp.float32)
+    if len(set(space.sizes)) == 1:
+        return logits
+    return jnp.where(legal, logits, ILLEGAL)
 
 
 class CodeHead(nn.Module):

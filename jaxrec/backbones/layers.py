@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
 from jaxrec import parallel
 from jaxrec.backbones.attention import IMPLEMENTATIONS, attention, shared_history_attention
+from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.types import PyTree
 
 DTYPES = ("float32", "bfloat16")
@@ -140,31 +141,6 @@ def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t 
         axis=-1,
     )
     return turned.astype(x.dtype)
-
-
-def draw_kept(key: Array, shape: tuple[int, ...], rate: float) -> Bool[Array, "*shape"]:
-    """Draws which numbers dropout keeps; each is dropped with probability `rate`.
-
-    The rate is rounded to a multiple of 1/256: one random word then serves four numbers, which
-    takes a third of the time of `jax.random.bernoulli` on CPU.
-    """
-    *rest, width = shape
-    words = jax.random.bits(key, (*rest, -(-width // 4)), jnp.uint32)
-    draws = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)
-    return draws[..., :width] >= round(rate * 256)
-
-
-def drop(x: Array, kept: Array | None, rate: float) -> Array:
-    """Zeroes what is not kept and scales the rest up, so that the mean stays; None keeps all.
-
-    Args:
-        x: numbers.
-        kept: from `draw_kept`, broadcast against `x`.
-        rate: that of the draw.
-    """
-    if kept is None:
-        return x
-    return jnp.where(kept, x * (256 / (256 - round(rate * 256))), jnp.zeros((), x.dtype))
 
 
 def project(x: Float[Array, "*n d"], kernel: Float[Array, "d *out"]) -> Float[Array, "*n *out"]:

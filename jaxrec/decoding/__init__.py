@@ -4,6 +4,7 @@ from jaxrec.decoding.beam import BeamSearch, beam_search
 from jaxrec.decoding.catalogue import Catalogue, build_catalogue
 from jaxrec.decoding.exact import ExactScoring, exact_scores, leaf_scores
 from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
+from jaxrec.decoding.inner_product import InnerProduct, UserItemVectors, retrieve
 from jaxrec.decoding.interface import Mask, StepFunctions
 
 __all__ = [
@@ -11,12 +12,15 @@ __all__ = [
     "Catalogue",
     "ExactScoring",
     "Filters",
+    "InnerProduct",
     "Mask",
     "PreparedFilters",
     "StepFunctions",
+    "UserItemVectors",
     "beam_search",
     "build_catalogue",
     "exact_scores",
     "leaf_scores",
     "prepare_filters",
+    "retrieve",
 ]

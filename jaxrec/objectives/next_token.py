@@ -138,7 +138,8 @@ class NextToken:
         """Loss of a batch.
 
         Args:
-            apply: `(params, tables, batch, key) -> logits [b t l k]`.
+            apply: `(params, tables, batch, key) -> logits [b m l k]`, of the last `m` events of
+                each row: all of them in a causal decoder, the last one in an encoder-decoder.
             params: parameters of the network.
             tables: codes of the items.
             batch: histories, with the weight of every event as a target.
@@ -150,18 +151,20 @@ class NextToken:
             level's, given the true codes before it, `accuracy_level_l`.
         """
         logits = apply(params, tables, batch, key)
-        codes = jnp.take(tables.codes, batch.item, axis=0, mode="clip")
+        answered = slice(batch.item.shape[1] - logits.shape[1], None)
+        codes = jnp.take(tables.codes, batch.item[:, answered], axis=0, mode="clip")
+        of_event = batch.weight[:, answered]
         losses = code_losses(logits, codes)
         smoothed = losses
         if self.label_smoothing:
             smoothed = code_losses(logits, codes, label_smoothing=self.label_smoothing)
-        total, weight = _weighted(_reduce(smoothed, self.level_reduction), batch.weight)
+        total, weight = _weighted(_reduce(smoothed, self.level_reduction), of_event)
         hits = is_top_code(jax.lax.stop_gradient(logits), codes).astype(jnp.float32)
         metrics = {}
         for level in range(codes.shape[-1]):
             seen = jax.lax.stop_gradient(losses[..., level])
-            metrics[f"loss_level_{level}"] = _weighted(seen, batch.weight)
-            metrics[f"accuracy_level_{level}"] = _weighted(hits[..., level], batch.weight)
+            metrics[f"loss_level_{level}"] = _weighted(seen, of_event)
+            metrics[f"accuracy_level_{level}"] = _weighted(hits[..., level], of_event)
         return total, weight, metrics
 
 

@@ -12,24 +12,29 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.splits import Split, case_users
 from jaxrec.decoding.catalogue import Catalogue
 from jaxrec.evaluation.baselines import (
-    Transitions,
     count_popularity,
     count_transitions,
     popularity_baseline,
 )
 from jaxrec.evaluation.breakdown import HISTORY_LENGTH, TARGET_POPULARITY, breakdown_entry
 from jaxrec.evaluation.cases import CaseHistories, case_histories
+from jaxrec.evaluation.item_knn import count_neighbours
 from jaxrec.evaluation.metrics import list_metrics
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.evaluation.ranking import ranks_in_lists, sid_ranks
 from jaxrec.evaluation.ranks import CaseRanks, fingerprint_cases
 from jaxrec.evaluation.report import Comparison, Row, compare_ranks, row_from_ranks
+from jaxrec.evaluation.second_order import count_second_order
+from jaxrec.evaluation.untrained import UntrainedRanker
+from jaxrec.pipeline.mixing import MIXED, Mixed, Retrieval, mix_with_transitions
 from jaxrec.recipe import Evaluation
-from jaxrec.training.ranking import Answers, Ranker
+from jaxrec.training.ranking import Answers, Ranker, is_retriever
 from jaxrec.training.supervised import ranked_batches
 from jaxrec.types import PyTree, Tables
 
-GENERATOR = "generator"
+GENERATOR, RETRIEVER = "generator", "retriever"
+"""What the trained row is called: a writer of semantic IDs, or a network that knows item ids."""
+
 COMPARED = ("recall@10", "ndcg@10")
 LIST_CUTOFF = 10
 """Length of the lists whose coverage and novelty are reported."""
@@ -49,21 +54,26 @@ class Judgement:
     """Metrics by history length and by popularity of the target (`breakdown.breakdown_entry`)."""
     ranks: CaseRanks
     """The rank of every case in every row."""
+    mix: dict[str, Any] | None = None
+    """How the retriever was mixed with transitions; None where it was not."""
 
 
-def baselines(histories: Histories, split: Split) -> dict[str, Transitions]:
+def baselines(histories: Histories, split: Split) -> dict[str, UntrainedRanker]:
     """The untrained rankers that every report carries.
 
-    The third also counts what lies between training and test, which is fair (it is known when the
-    test question is asked) and what published sequential recommenders read as history.
+    Those named "+ validation" also count what lies between training and test, which is fair (it is
+    known when the test question is asked) and what published sequential recommenders read as
+    history.
     """
     offsets, items = np.asarray(histories.offsets), np.asarray(histories.item)
-    known = _end_of_known(histories, split)
-    popularity = count_popularity(offsets, split.train_end, items, histories.num_items)
+    training = (offsets, split.train_end, items, histories.num_items)
+    known = (offsets, _end_of_known(histories, split), items, histories.num_items)
     return {
-        "popularity": popularity_baseline(popularity),
-        "transitions": count_transitions(offsets, split.train_end, items, histories.num_items),
-        "transitions + validation": count_transitions(offsets, known, items, histories.num_items),
+        "popularity": popularity_baseline(count_popularity(*training)),
+        "transitions": count_transitions(*training),
+        "transitions + validation": count_transitions(*known),
+        "order-2 transitions + validation": count_second_order(*known),
+        "item-kNN + validation": count_neighbours(*known),
     }
 
 
@@ -103,6 +113,8 @@ def judge(
     targets = np.asarray(histories.item)[positions]
     known = case_histories(np.asarray(histories.offsets), np.asarray(histories.item), positions)
     counters = baselines(histories, split)
+    trained = RETRIEVER if is_retriever(ranker.generator) else GENERATOR
+    mixed: Mixed | None = None
     shown: Answers | None = None
     rows: list[Row] = []
     comparisons: list[Comparison] = []
@@ -126,22 +138,30 @@ def judge(
         )
         seconds = time.perf_counter() - start
         levels = ranker.space.semantic_levels
-        entries += _judge_answers(answers, targets, tables, levels, popularity, seconds)
+        entries += _judge_answers(trained, answers, targets, tables, levels, popularity, seconds)
+        if evaluation.mix_transitions and seen_masked:
+            mixed = mix_with_transitions(
+                Retrieval(params, tables, ranker, histories, evaluation), split, counters, known,
+                positions, seed=protocol.seed,
+            )  # fmt: skip
+            entries.append(_Entry(MIXED, mixed.ranks, mixed.seconds))
         shown = shown or answers
         common = {"seen_masked": seen_masked, "users": users, "draws": evaluation.bootstrap}
         rows += [_row(entry, protocol, evaluation.cutoffs, common) for entry in entries]
-        comparisons += _compare(entries, protocol.seed, common)
+        comparisons += _compare(trained, entries, protocol.seed, common)
         kept_ranks |= {(entry.method, entry.level, seen_masked): entry.ranks for entry in entries}
         if seen_masked:
             breakdowns = _break_down(entries, known, popularity[targets], protocol.seed, common)
     assert shown is not None
     ranks = _case_ranks(kept_ranks, histories, users, targets, known)
-    return Judgement(rows, comparisons, positions, shown, breakdowns, ranks)
+    return Judgement(
+        rows, comparisons, positions, shown, breakdowns, ranks, mixed.report if mixed else None
+    )
 
 
 def _judge_counter(
     name: str,
-    counter: Transitions,
+    counter: UntrainedRanker,
     known: CaseHistories,
     targets: np.ndarray,
     popularity: np.ndarray,
@@ -156,6 +176,7 @@ def _judge_counter(
 
 
 def _judge_answers(
+    trained: str,
     answers: Answers,
     targets: np.ndarray,
     tables: Tables,
@@ -165,11 +186,11 @@ def _judge_answers(
 ) -> list[_Entry]:
     lists = (answers.items, answers.valid)
     more = list_metrics(*lists, popularity, (LIST_CUTOFF,))
+    by_item = _Entry(trained, ranks_in_lists(*lists, targets), seconds, more)
+    if trained == RETRIEVER:
+        return [by_item]
     by_sid = sid_ranks(*lists, targets, np.asarray(tables.codes), semantic_levels)
-    return [
-        _Entry(GENERATOR, ranks_in_lists(*lists, targets), seconds, more),
-        _Entry(GENERATOR, by_sid, seconds, level="sid"),
-    ]
+    return [by_item, _Entry(trained, by_sid, seconds, level="sid")]
 
 
 def _row(
@@ -187,12 +208,14 @@ def _row(
     )
 
 
-def _compare(entries: list[_Entry], seed: int, common: dict[str, Any]) -> list[Comparison]:
-    """The generator against every baseline, on the same cases, at item level."""
+def _compare(
+    trained: str, entries: list[_Entry], seed: int, common: dict[str, Any]
+) -> list[Comparison]:
+    """The trained network against every other row, on the same cases, at item level."""
     by_method = {entry.method: entry.ranks for entry in entries if entry.level == "item"}
-    ours = by_method.pop(GENERATOR)
+    ours = by_method.pop(trained)
     return [
-        compare_ranks(GENERATOR, ours, name, theirs, seed=seed, metric=metric, **common)
+        compare_ranks(trained, ours, name, theirs, seed=seed, metric=metric, **common)
         for metric in COMPARED
         for name, theirs in by_method.items()
     ]

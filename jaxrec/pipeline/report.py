@@ -47,6 +47,9 @@ def tell_data(data: Prepared) -> None:
 def tell_tokens(tokens: Tokens, vectors: Vectors) -> None:
     """Prints what the semantic IDs are worth."""
     quality, report = tokens.quality, vectors.report
+    if "quality" not in quality:
+        print(f"items: {tokens.ids.num_items:,} ids, index {tokens.ids.assignment_id[:12]}")
+        return
     surrogate = " (surrogate)" if report["surrogate"] else ""
     print(
         f"vectors: {report['encoder']}{surrogate}, {report['dimension']} numbers an item, "
@@ -105,6 +108,8 @@ def write_results(
         },
         "data": {key: data.manifest[key] for key in ("name", "source", "licence", "counts")},
     }
+    if judgement.mix is not None:
+        extra["mix"] = judgement.mix
     scratch = place.folder / ".tmp-results"  # swept at the next start if killed here
     scratch.mkdir(exist_ok=True)
     path = write_report(
@@ -152,7 +157,10 @@ def write_lists(place: Workplace, data: Prepared, judgement: Judgement) -> str:
 
 
 def quality_table(tokens: Tokens) -> dict[str, Any]:
-    """What the page says about the semantic IDs; report.json holds all of it."""
+    """What the page says about the semantic IDs; report.json holds all of it. Empty for sparse
+    item ids."""
+    if "quality" not in tokens.quality:
+        return {}
     quality, collisions = tokens.quality["quality"], tokens.quality["quality"]["collisions"]
     levels, semantic = quality["levels"], tokens.ids.semantic_levels
     sizes = tokens.ids.space.sizes
@@ -183,7 +191,7 @@ def quality_table(tokens: Tokens) -> dict[str, Any]:
 def sid_figures(tokens: Tokens, vectors: Vectors) -> tuple[str, ...]:
     """Pictures of the semantic levels, in the page's colours; none without matplotlib (the page
     then says so)."""
-    if not has_matplotlib():
+    if not has_matplotlib() or "quality" not in tokens.quality:
         return ()
     space, levels = tokens.ids.space, tokens.ids.semantic_levels
     codes = np.asarray(tokens.ids.codes)

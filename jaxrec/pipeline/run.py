@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.decoding.catalogue import Catalogue, build_catalogue
+from jaxrec.decoding.inner_product import InnerProduct
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.files import json_hash, lock, read_json, sweep_leftovers, write_json
+from jaxrec.objectives.item_sampled import POPULARITY
 from jaxrec.parallel import MeshShape, make_mesh
 from jaxrec.pipeline import stages
 from jaxrec.pipeline.cache import keep_programs, open_artefact
@@ -25,10 +27,12 @@ from jaxrec.pipeline.judge import judge
 from jaxrec.pipeline.report import tell_data, tell_tokens, write_results
 from jaxrec.pipeline.stages import Prepared, Tokens, Vectors, Workplace
 from jaxrec.recipe import Recipe, load_recipe, to_json
+from jaxrec.tokenization.item_ids import ItemIds
 from jaxrec.tracking import JsonLines
-from jaxrec.training.ranking import Ranker
+from jaxrec.training.book import FitResult
+from jaxrec.training.ranking import Ranker, is_retriever
 from jaxrec.training.supervised import StageContext
-from jaxrec.types import PyTree, Tables
+from jaxrec.types import PyTree, Tables, TokenSpace
 
 TRAINING = "checkpoints"
 """Folder of the training stages inside a run."""
@@ -147,9 +151,11 @@ def check_recipe(recipe: Recipe) -> None:
     """Finds before any work what would fail after the semantic IDs are made.
 
     Raises:
-        ValueError: the mesh does not fit the devices, rows do not divide over it, or the lists are
-            shorter than a cutoff that they are judged by.
+        ValueError: the mesh does not fit the devices, rows do not divide over it, the lists are
+            shorter than a cutoff that they are judged by, or the decoding is not one that the
+            network can be asked by.
     """
+    check_decoding(recipe)
     mesh = make_mesh(recipe.mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {"evaluation.rows": recipe.evaluation.rows}
@@ -167,6 +173,29 @@ def check_recipe(recipe: Recipe) -> None:
             f"evaluation.cutoffs asks for the first {longest} places, and decoding.k="
             f"{recipe.decoding.k} gives shorter lists; raise decoding.k or lower the cutoffs."
         )
+
+
+def check_decoding(recipe: Recipe) -> None:
+    """Finds before any work that a retriever was given a trie to walk, or a generator none.
+
+    Raises:
+        ValueError: network, tokenizer and decoding do not go together.
+    """
+    network, decoding = type(recipe.generator).__name__, type(recipe.decoding).__name__
+    retrieves = is_retriever(recipe.generator)
+    if retrieves != isinstance(recipe.decoding, InnerProduct):
+        right = "InnerProduct(...)" if retrieves else "BeamSearch(...) or ExactScoring(...)"
+        kind = "a retriever" if retrieves else "a generator of semantic IDs"
+        raise ValueError(f"{network} is {kind} and cannot be asked by {decoding}; use {right}.")
+    if recipe.evaluation.mix_transitions and not retrieves:
+        raise ValueError(
+            f"evaluation.mix_transitions needs a retriever, which scores every item at once; "
+            f"{network} is not one. Leave it off."
+        )
+    if retrieves != isinstance(recipe.tokenizer, ItemIds):
+        right = "ItemIds()" if retrieves else "Tokenizer(...) or PublishedIds(...)"
+        tokenizer = type(recipe.tokenizer).__name__
+        raise ValueError(f"{network} does not go with tokenizer={tokenizer}; use {right}.")
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
@@ -213,7 +242,8 @@ def index_of(data: Prepared, tokens: Tokens) -> tuple[Tables, Catalogue]:
     """
     ids = tokens.ids
     catalogue = build_catalogue(np.asarray(ids.codes), ids.space, order=-data.popularity)
-    return Tables(codes=jnp.asarray(ids.codes)), catalogue
+    features = {POPULARITY: jnp.asarray(data.popularity, jnp.int32)}
+    return Tables(codes=jnp.asarray(ids.codes), features=features), catalogue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,18 +300,32 @@ def train(
         )
         result = stage.run(context)
         params = result.params
-        summary.append(
-            {
-                "stage": type(stage).__name__,
-                "best_step": result.best_step,
-                "last_step": int(result.state.step),
-                "stopped": result.stopped,
-                "seconds": round(result.seconds, 1),
-            }
-        )
+        summary.append(stage_summary(recipe, stage, result, ids.space, data))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     training = {"parameters": parameters, "stages": summary}
     return Model(params, tables, catalogue, ranker, training)
+
+
+def stage_summary(
+    recipe: Recipe, stage: Any, result: FitResult, space: TokenSpace, data: Prepared
+) -> dict[str, Any]:
+    """What a training stage took: steps, seconds, FLOPs by formula, and what chose its result.
+
+    FLOPs count the whole batch shape, padding included, forward and backward.
+    """
+    steps, available = int(result.state.step), len(data.split.validation)
+    asked = getattr(stage, "validation_cases", 0) or available
+    validations = sum("seconds_validation" in row for row in result.history)
+    return {
+        "stage": type(stage).__name__,
+        "best_step": result.best_step,
+        "last_step": steps,
+        "stopped": result.stopped,
+        "seconds": round(result.seconds, 1),
+        "flops": steps * recipe.generator.flops(space, *stage.feed.batch_shape),
+        "validations": validations,
+        "validation_cases": min(asked, available) if validations else 0,
+    }
 
 
 def stage_folder(folder: Path, number: int, stage: Any) -> Path:

@@ -2,6 +2,7 @@
 
 from jaxrec.representation.cooccurrence import Cooccurrence
 from jaxrec.representation.encoder import Encoder, TrainingSequences
+from jaxrec.representation.none import NoVectors
 from jaxrec.representation.precomputed import Precomputed
 from jaxrec.representation.steps import L2, PCA, Standardise, Step, Whiten
 from jaxrec.representation.text import TextFields
@@ -16,6 +17,7 @@ __all__ = [
     "Encoder",
     "HashedTfidf",
     "ItemVectors",
+    "NoVectors",
     "Precomputed",
     "Standardise",
     "Step",

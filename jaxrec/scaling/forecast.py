@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from jaxrec.decoding.catalogue import build_catalogue
 from jaxrec.decoding.filters import Filters
+from jaxrec.objectives.item_sampled import POPULARITY
 from jaxrec.parallel import replicated, rows_sharding
 from jaxrec.recipe import Recipe
 from jaxrec.tokenization.collisions import ExtraDigit
@@ -163,7 +164,12 @@ def events_shape(rows: int, length: int) -> PyTree:
 
 def tables_shape(space: TokenSpace, items: int) -> PyTree:
     """Shapes of the item tables: `Tables` of `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(lambda: Tables(jnp.zeros((items, space.levels), jnp.int32)))
+
+    def empty() -> Tables:
+        counts = jnp.zeros(items, jnp.int32)
+        return Tables(jnp.zeros((items, space.levels), jnp.int32), {POPULARITY: counts})
+
+    return jax.eval_shape(empty)
 
 
 def random_catalogue(space: TokenSpace, items: int) -> PyTree:

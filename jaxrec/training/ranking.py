@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from jaxrec.decoding.catalogue import Catalogue
 from jaxrec.decoding.filters import Filters
+from jaxrec.decoding.inner_product import UserItemVectors, inner_products
 from jaxrec.decoding.interface import StepFunctions
 from jaxrec.parallel import shard_rows
 from jaxrec.tracking import Progress
@@ -31,28 +33,55 @@ def rank_batch(
     space: TokenSpace,
     decoding: Any,
 ) -> Ranked:
-    """Answers a batch of histories: reads each once, then writes semantic IDs on the catalogue.
+    """Answers a batch of histories: reads each once, then writes semantic IDs on the catalogue, or
+    compares with the vectors of the items where the network is a retriever.
 
     Args:
-        params: the generator's parameters.
+        params: the network's parameters.
         tables: codes and features of the items.
         catalogue: the items that may be answered.
         filters: what may not be answered, by everybody or by a row.
         events: one history per row, right padded; an empty row is an unknown user.
-        generator: static, a component with the Generator contract.
+        generator: static, a component with the Generator or the Retriever contract.
         space: static, the vocabulary.
-        decoding: static, `BeamSearch` or `ExactScoring`.
+        decoding: static, `BeamSearch` or `ExactScoring`; `InnerProduct` for a retriever.
     """
+    return decoding(bind(generator, params, tables, events, space), catalogue, filters)
+
+
+def is_retriever(network: Any) -> bool:
+    """Whether a network compares users with items (Retriever), rather than writing their codes."""
+    return hasattr(network, "user_vectors")
+
+
+def bind(
+    generator: Any, params: PyTree, tables: Tables, events: Events, space: TokenSpace
+) -> StepFunctions | UserItemVectors:
+    """A network that has read a batch of histories, as decoders take it."""
+    if is_retriever(generator):
+        return UserItemVectors(
+            generator.user_vectors(params, tables, events, space),
+            generator.item_vectors(params, tables, space),
+        )
 
     def step(cache: PyTree, codes: jax.Array, parents: jax.Array, level: Any) -> Any:
         return generator.step(params, cache, codes, parents, level, space)
 
-    functions = StepFunctions(
+    return StepFunctions(
         cache=generator.prefill(params, tables, events, space),
         step=step,
         batch=events.item.shape[0],
     )
-    return decoding(functions, catalogue, filters)
+
+
+@partial(jax.jit, static_argnames=("generator", "space"))
+def item_probabilities(
+    params: PyTree, tables: Tables, events: Events, *, generator: Any, space: TokenSpace
+) -> Float[Array, "b n"]:
+    """A retriever's softmax over the whole catalogue for a batch of histories, float32."""
+    vectors = bind(generator, params, tables, events, space)
+    assert isinstance(vectors, UserItemVectors), "only a retriever scores every item at once"
+    return jax.nn.softmax(inner_products(vectors), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

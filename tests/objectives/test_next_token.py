@@ -142,6 +142,25 @@ def test_component_gives_loss_and_metrics_per_level(smoothing):
         assert divisor == weight.sum()
 
 
+def test_logits_of_the_last_events_alone():
+    """A network may answer for the last `m` columns only; the others then count for nothing."""
+    logits, codes, weight = draw()
+    item = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    zeros = jnp.zeros((2, 5), jnp.int32)
+    tables = Tables(codes.reshape(10, 3))
+
+    def answer(logits, weight):
+        batch = Events(item, zeros + 1, zeros, zeros, zeros, weight)
+        return NextToken()(lambda *_: logits, None, tables, batch, None)
+
+    last = weight * (jnp.arange(5) >= 3)
+    jax.tree.map(
+        lambda ours, expected: np.testing.assert_allclose(ours, expected, rtol=1e-6),
+        answer(logits[:, 3:], weight),
+        answer(logits, last),
+    )
+
+
 def test_metrics_carry_no_gradient():
     logits, codes, weight = draw()
     item = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)

@@ -81,7 +81,7 @@ def test_the_command_prints_and_writes(good, weak, tmp_path, capsys):
     assert "1  generator of good" in text
     assert "generator.width  32    16" in text
     compared = json.loads(numbers.read_text())
-    assert compared["paired"][0]["best"] == "generator of good"
+    assert compared["paired"][0]["best"] == "popularity"
     assert [row["place"] for row in compared["rows"]] == [2, 1, 2]
     assert "0.7500" in page.read_text()
     assert sorted(each.name for each in page.parent.iterdir()) == ["compare.html", "compare.json"]

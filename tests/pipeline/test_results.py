@@ -26,7 +26,7 @@ def ranks(finished, report):
 
 
 def test_the_kept_ranks_give_every_row(report, ranks):
-    assert len(ranks.rows) == len(report["rows"]) == 10
+    assert len(ranks.rows) == len(report["rows"]) == 14
     for row in report["rows"]:
         mine = ranks.of(row["method"], row["level"], row["seen_masked"])
         wanted = {name: row["metrics"][name] for name in rank_metrics(mine, (1, 5, 10, 20))}
@@ -64,7 +64,7 @@ def test_buckets_are_parts_of_the_whole(finished, report, ranks, number):
     entry = report["breakdowns"][number]
     assert entry["by"] == ["history length", "target popularity"][number]
     assert (entry["level"], entry["seen_masked"]) == ("item", True)
-    assert len(entry["rows"]) == 4
+    assert len(entry["rows"]) == 6
     cases = [bucket["cases"] for bucket in entry["buckets"]]
     assert sum(cases) == len(split.test)
     assert len(cases) > 2

@@ -37,7 +37,7 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_report_obeys_its_contract(finished):
     report = read_report(finished)
     rows = {(row["method"], row["level"], row["seen_masked"]): row for row in report["rows"]}
-    assert len(rows) == 2 * (3 + 2)
+    assert len(rows) == 2 * (5 + 2)
     for masked in (True, False):
         item, sid = (rows["generator", level, masked]["metrics"] for level in ("item", "sid"))
         for name in ("recall@10", "ndcg@10"):

@@ -1,0 +1,121 @@
+"""Retrieval by inner product: the whole catalogue, block by block, nothing approximated (D12)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrec.decoding.catalogue import Catalogue
+from jaxrec.decoding.filters import Filters
+from jaxrec.decoding.interface import check_positive
+from jaxrec.decoding.ranking import top_k
+from jaxrec.types import Ranked
+
+
+class UserItemVectors(NamedTuple):
+    """A retriever bound to a batch of histories: all that retrieval needs of a network."""
+
+    user: Float[Array, "b d"]
+    """State that each history ends in."""
+    item: Float[Array, "n d"]
+    """Vectors of the catalogue."""
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self.user.shape[0]
+
+
+def inner_products(
+    vectors: UserItemVectors,
+) -> Float[Array, "b n"]:
+    """Score of every item for every row, float32."""
+    return jnp.matmul(vectors.user, vectors.item.T, preferred_element_type=jnp.float32)
+
+
+def retrieve(
+    vectors: UserItemVectors, filters: Filters | None = None, *, k: int, block: int = 2**16
+) -> Ranked:
+    """The k items of largest inner product, best first; equal scores by the lower item.
+
+    Args:
+        vectors: of the batch.
+        filters: what may be returned; everything by default.
+        k: items a row.
+        block: items that are scored at a time; bounds the memory, results do not change.
+
+    Raises:
+        ValueError: a number below 1, or filters that do not fit the catalogue or the batch.
+    """
+    check_positive(k=k, block=block)
+    rows, items = vectors.batch, vectors.item.shape[0]
+    filters = filters or Filters()
+    _check(filters, rows, items)
+    best = jnp.full((rows, k), -jnp.inf)
+    found = jnp.full((rows, k), -1, jnp.int32)
+    for start in range(0, items, block):
+        scores = inner_products(vectors._replace(item=vectors.item[start : start + block]))
+        scores = _close(scores, filters, start)
+        names = jnp.broadcast_to(start + jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
+        # What was found before stands in front, so that ties go to the lower item.
+        best, place = top_k(jnp.concatenate([best, scores], axis=1), k)
+        found = jnp.take_along_axis(jnp.concatenate([found, names], axis=1), place, axis=1)
+    valid = best > -jnp.inf
+    return Ranked(jnp.where(valid, found, -1), best, valid)
+
+
+def _close(scores: Array, filters: Filters, start: int) -> Float[Array, "b n"]:
+    """Scores of items `start ...` with -inf at those that may not be returned."""
+    width = scores.shape[1]
+    if filters.allowed is not None:
+        scores = jnp.where(filters.allowed[start : start + width], scores, -jnp.inf)
+    if filters.denied is None:
+        return scores
+    here = filters.denied - start
+    here = jnp.where((here < 0) | (here >= width), width, here)
+    return jax.vmap(lambda row, gone: row.at[gone].set(-jnp.inf, mode="drop"))(scores, here)
+
+
+def _check(filters: Filters, rows: int, items: int) -> None:
+    if filters.allowed is not None and filters.allowed.shape != (items,):
+        raise ValueError(
+            f"filters.allowed has shape {filters.allowed.shape}, but the catalogue has {items} "
+            "items; give one flag per item."
+        )
+    if filters.denied is not None and filters.denied.shape[0] != rows:
+        raise ValueError(
+            f"filters.denied has {filters.denied.shape[0]} rows, but the batch has {rows}; give "
+            "one list per request, padded with -1."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerProduct:
+    """Answers of a retriever: the k items whose vectors have the largest product with the user's.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    k: int = 50
+    """Items per row."""
+    block: int = 2**16
+    """Items that are scored at a time: memory against speed."""
+
+    def __post_init__(self) -> None:
+        check_positive(k=self.k, block=self.block)
+
+    def __call__(
+        self,
+        functions: UserItemVectors,
+        catalogue: Catalogue,
+        filters: Filters | None = None,
+        key: jax.Array | None = None,
+    ) -> Ranked:
+        """Ranks a batch. `catalogue` and `key` are not used: there is no trie and no chance."""
+        del catalogue, key
+        return retrieve(functions, filters, k=self.k, block=self.block)

@@ -1,0 +1,123 @@
+"""Retrievers go the way of every recipe: trained, judged, mixed, resumed, asked."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxrec.backbones.decoder import Decoder
+from jaxrec.backbones.sasrec import SasRec
+from jaxrec.decoding import BeamSearch, InnerProduct
+from jaxrec.evaluation.ranks import read_ranks
+from jaxrec.evaluation.report import read_report
+from jaxrec.objectives.item_softmax import ItemSoftmax
+from jaxrec.pipeline.recommend import recommend_histories
+from jaxrec.pipeline.run import check_recipe, open_finished, run
+from jaxrec.recipe import from_json, replace, to_json
+from jaxrec.representation import NoVectors
+from jaxrec.tokenization import ItemIds
+
+
+@pytest.fixture(scope="module")
+def recipe(small):
+    """The small world, by a retriever."""
+    made = dataclasses.replace(
+        replace(small, "stages.0.objective", ItemSoftmax()),
+        name="retriever",
+        items=NoVectors(),
+        tokenizer=ItemIds(),
+        generator=SasRec(layers=1, width=32, heads=2, length=64, dropout=0.1),
+        decoding=InnerProduct(k=50),
+    )
+    return replace(made, "evaluation.mix_transitions", True)
+
+
+@pytest.fixture(scope="module")
+def folder(recipe, tmp_path_factory):
+    return run(recipe, runs=tmp_path_factory.mktemp("runs"))
+
+
+def test_the_report_names_a_retriever_and_its_mix(folder):
+    report = read_report(folder)
+    rows = {(row["method"], row["level"], row["seen_masked"]): row for row in report["rows"]}
+    assert ("retriever", "item", True) in rows
+    assert not [key for key in rows if key[1] == "sid" or key[0] == "generator"]
+    best = rows["retriever", "item", True]["metrics"]["ndcg@10"]
+    assert best > 2 * rows["popularity", "item", True]["metrics"]["ndcg@10"]
+    mix = json.loads((folder / "report.json").read_text())["mix"]
+    curve = mix["validation_ndcg@10"]
+    assert curve[f"{mix['weight']:.1f}"] == max(curve.values())
+    assert rows["retriever + transitions", "item", True]["metrics"]["recall@10"] > 0
+    assert ("retriever + transitions", "item", False) not in rows
+    assert {each["method"] for each in report["comparisons"]} == {"retriever"}
+
+
+def test_weight_zero_is_the_retriever_itself(folder, monkeypatch):
+    """Ranks by probabilities equal ranks in the list of inner products."""
+    from jaxrec.evaluation.cases import case_histories
+    from jaxrec.pipeline import mixing
+    from jaxrec.pipeline.judge import baselines
+
+    opened = open_finished(folder)
+    histories, model = opened.data.histories, opened.model
+    monkeypatch.setattr(
+        mixing, "choose_weight", lambda *_, **__: mixing.ChosenWeight(0.0, {0.0: 1.0})
+    )
+    positions = np.asarray(opened.data.split.test)
+    items = np.asarray(histories.item)
+    mixed = mixing.mix_with_transitions(
+        mixing.Retrieval(
+            model.params, model.tables, model.ranker, histories, opened.recipe.evaluation
+        ),
+        opened.data.split,
+        baselines(histories, opened.data.split),
+        case_histories(np.asarray(histories.offsets), items, positions),
+        positions,
+        seed=0,
+    )
+    listed = read_ranks(folder).of("retriever", "item", True)
+    within = listed > 0
+    np.testing.assert_array_equal(mixed.ranks[within], listed[within])
+    assert np.all((mixed.ranks[~within] > 50) | (mixed.ranks[~within] == 0))
+
+
+def test_the_training_record_tells_its_cost(folder, recipe):
+    (stage,) = json.loads((folder / "report.json").read_text())["training"]["stages"]
+    rows, length = recipe.stages[0].feed.batch_shape
+    space = ItemIds()(items=[str(item) for item in range(120)])[0].space
+    assert stage["flops"] == stage["last_step"] * recipe.generator.flops(space, rows, length)
+    assert stage["validations"] == 2
+    assert stage["validation_cases"] == 300
+
+
+def test_a_finished_retriever_answers(folder):
+    opened = open_finished(folder)
+    names = [str(item) for item in opened.data.histories.items]
+    (answer,) = recommend_histories(opened, [names[:3]], count=5)
+    listed = [each.item for each in answer.recommendations]
+    assert len(set(listed)) == 5
+    assert not set(listed) & set(names[:3])
+
+
+def test_the_recipe_survives_json(recipe):
+    assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("decoding", BeamSearch(width=50, k=50), r"SasRec is a retriever.*use InnerProduct"),
+        ("generator", Decoder(), r"Decoder is a generator of semantic IDs.*use BeamSearch"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_any_work(recipe, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_recipe(replace(recipe, field, value))
+
+
+def test_a_tokenizer_and_a_mix_are_refused_likewise(recipe, small):
+    with pytest.raises(ValueError, match="use ItemIds"):
+        check_recipe(dataclasses.replace(recipe, tokenizer=small.tokenizer))
+    with pytest.raises(ValueError, match="mix_transitions needs a retriever"):
+        check_recipe(replace(small, "evaluation.mix_transitions", True))
