@@ -1,8 +1,8 @@
 """SASRec as published: one uniform negative an event, binary cross-entropy.
 
-Kang and McAuley 2018 (arXiv:1808.09781): two blocks of width 50 with one head, norms on the queries,
-dropout .5 everywhere, Adam 1e-3 with b2 .98. This is the row that most papers print, and it looks
-weak beside `configs/sasrec.py`, which differs in the loss above all. Amazon-2014 Beauty:
+Kang and McAuley 2018 (arXiv:1808.09781): two blocks of width 50 with one head, norms on the
+queries, dropout .5 everywhere, Adam 1e-3 with b2 .98. This is the row that most papers print, and
+it looks weak beside `configs/sasrec.py`, which differs in the loss above all. Amazon-2014 Beauty:
 
     jaxrec run configs/sasrec_bce.py --data.source.path PATH/TO/amazon2014-beauty
 """

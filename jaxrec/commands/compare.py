@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from jaxrec.commands.overrides import UsageError
 
@@ -19,6 +20,12 @@ class Arguments:
     """Folders of finished runs, at least two."""
     metrics: tuple[str, ...] = ("recall@10", "ndcg@10")
     """What is compared; the first ranks the methods, and is recall@K, ndcg@K or mrr@K."""
+    against: Literal["baseline", "best"] = "baseline"
+    """Inside a group every method is paired with this one: the best baseline (of all rows that are
+    no trained semantic-ID generators), or the best of all."""
+    systems: bool = False
+    """History cap, decoder and beam belong to the systems and are no rules: retrievers and
+    generators on the same cases are then ranked together, and the differences printed."""
     every_row: bool = False
     """Also rows with seen items kept, and hits by semantic codes."""
     markdown: bool = False
@@ -37,7 +44,7 @@ def main(words: list[str]) -> int:
     """
     import tyro
 
-    from jaxrec.evaluation.compare import compare_runs
+    from jaxrec.evaluation.compare import BINDING, TASK, compare_runs
     from jaxrec.evaluation.compare_views import as_html, as_markdown, as_text, parts_of
     from jaxrec.files import write_json, write_text
     from jaxrec.pipeline.compare import open_runs
@@ -50,7 +57,12 @@ def main(words: list[str]) -> int:
     for path in (options.html, options.json):
         if path is not None and path.is_dir():
             raise UsageError(f"{path} is a folder; give the name of a file to write.")
-    compared = compare_runs(open_runs(options.runs), metrics=options.metrics)
+    compared = compare_runs(
+        open_runs(options.runs),
+        metrics=options.metrics,
+        against=options.against,
+        binding=TASK if options.systems else BINDING,
+    )
     parts = parts_of(compared, every_row=options.every_row)
     if options.json is not None:
         write_json(options.json, compared)

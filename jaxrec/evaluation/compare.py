@@ -5,9 +5,8 @@ filters, split, order of ties, candidates, masking, level, history cap, decoder 
 (`BINDING`), and the test cases themselves. Such runs form a group, named A, B, ... The seed, what
 chose the checkpoint and surrogates may differ inside a group; they are printed.
 
-Inside a group every method is compared with the best one on the same cases: bootstrap interval of
-the paired difference, p-value of random sign flips, and Holm's correction of the p-values for how
-many methods were compared. The best was chosen by the same numbers, so the comparison flatters it.
+Inside a group every method is compared with one of them on the same cases (`compare_pairs`): with
+the best baseline, or with the best of all.
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
-from jaxrec.evaluation.figures import is_number
+from jaxrec.evaluation.compare_costs import cost_of
+from jaxrec.evaluation.compare_pairs import AGAINST, kind_of, pair_rows
 from jaxrec.evaluation.ranks import CaseRanks
-from jaxrec.evaluation.report import compare_ranks
 
 METRICS = ("recall@10", "ndcg@10")
 """What is compared unless asked otherwise; methods are ranked by the first."""
@@ -32,6 +28,12 @@ BINDING = (
     "beam_width",
 )  # fmt: skip
 """Fields of the protocol that must agree before two runs may be ranked together."""
+
+ANSWERING = ("history_cap", "decoder", "beam_width")
+"""Rules where models are compared; choices of the system where whole systems are."""
+
+TASK = tuple(field for field in BINDING if field not in ANSWERING)
+"""What must agree before two systems, each with its own way to read and to answer, are ranked."""
 
 NOTED = ("seed", "selected_on", "surrogate")
 """Fields that are printed where they differ, and forbid nothing."""
@@ -70,7 +72,13 @@ class RunResult:
 
 
 def compare_runs(
-    runs: Sequence[RunResult], *, metrics: Sequence[str] = METRICS, draws: int = 1000, seed: int = 0
+    runs: Sequence[RunResult],
+    *,
+    metrics: Sequence[str] = METRICS,
+    against: str = "baseline",
+    binding: Sequence[str] = BINDING,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The whole comparison, ready for JSON.
 
@@ -78,19 +86,23 @@ def compare_runs(
         runs: at least two, with different names.
         metrics: recall@K, ndcg@K or mrr@K for the first, which ranks; any of the reports for the
             others.
+        against: what the others of a group are paired with: "baseline", the best of the rows that
+            are no trained semantic-ID generators, or "best", the best of all.
+        binding: fields of the protocol that make a group: `BINDING`, or `TASK`.
         draws, seed: of the paired bootstrap.
 
     Returns:
         "metrics"; "groups": name, "runs", "protocol", what "differs" inside ("seed": {run: value});
         "differences" between the groups (field: {group: value}); "rows": group, level, masking,
-        method, "runs" (several for a baseline that all of them have with equal numbers), "metrics",
-        "intervals", "place" by the first metric (null where the row lacks it), "seconds" (one a
-        run); "paired": per group the "best" row and how every other stands against it, or the
+        method, "kind" (`compare_pairs.kind_of`), "runs" (several for a baseline that all of them
+        have with equal numbers), "metrics", "intervals", "place" by the first metric (null where
+        the row lacks it), "seconds" (one a run); "paired": per group the "best" row (of all, or of
+        the baselines where that is the "rule") and how every other stands against it, or the
         "reason" why nothing is paired; "recipes": fields that differ ({field: {run: value}});
-        "costs": "parameters", "steps", "seconds" of training, per run.
+        "costs": of training, per run (`compare_costs.cost_of`).
 
     Raises:
-        ValueError: fewer than two runs, equal names, or a metric that no run has.
+        ValueError: fewer than two runs, equal names, a metric that no run has, or an unknown rule.
     """
     names = [run.name for run in runs]
     if len(runs) < 2:
@@ -98,8 +110,14 @@ def compare_runs(
     if len(set(names)) < len(names):
         raise ValueError(f"runs need different names, got {', '.join(names)}.")
     _check_metrics(runs, metrics)
-    groups = group_runs(runs)
-    rows = [row for name, members in groups.items() for row in _rows(name, members, metrics)]
+    if against not in AGAINST:
+        raise ValueError(f"against={against!r}; choose one of {', '.join(AGAINST)}.")
+    groups = group_runs(runs, binding)
+    rows = [row for name, members in groups.items() for row in group_rows(name, members, metrics)]
+    noted = (*NOTED, *(field for field in BINDING if field not in binding))
+    pairing: dict[str, Any] = {
+        "metric": metrics[0], "against": against, "draws": draws, "seed": seed
+    }  # fmt: skip
     return {
         "metrics": list(metrics),
         "groups": [
@@ -107,17 +125,15 @@ def compare_runs(
                 "name": name,
                 "runs": [run.name for run in members],
                 "protocol": dict(members[0].protocol),
-                "differs": _differing({run.name: run.protocol for run in members}, NOTED),
+                "differs": _differing({run.name: run.protocol for run in members}, noted),
             }
             for name, members in groups.items()
         ],
-        "differences": _between(groups),
+        "differences": _between(groups, binding),
         "rows": rows,
-        "paired": [
-            _pair(name, members, rows, metrics[0], draws, seed) for name, members in groups.items()
-        ],
+        "paired": [pair_group(name, members, rows, **pairing) for name, members in groups.items()],
         "recipes": recipe_differences({run.name: run.recipe for run in runs}),
-        "costs": {run.name: _cost(run) for run in runs},
+        "costs": {run.name: cost_of(run.report) for run in runs},
     }
 
 
@@ -135,7 +151,9 @@ def _check_metrics(runs: Sequence[RunResult], metrics: Sequence[str]) -> None:
         )
 
 
-def group_runs(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+def group_runs(
+    runs: Sequence[RunResult], binding: Sequence[str] = BINDING
+) -> dict[str, list[RunResult]]:
     """Runs that may be ranked together: groups A, B, ... in the order of their first run.
 
     A run whose cases are not known joins the first group of its protocol.
@@ -143,7 +161,9 @@ def group_runs(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     groups: list[list[RunResult]] = []
     for run in runs:
         for members in groups:
-            same = _binding(run) == _binding(members[0])
+            same = all(
+                run.protocol.get(field) == members[0].protocol.get(field) for field in binding
+            )
             known = {each.cases for each in (*members, run)} - {None}
             if same and len(known) <= 1:
                 members.append(run)
@@ -151,10 +171,6 @@ def group_runs(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
         else:
             groups.append([run])
     return {_letter(number): members for number, members in enumerate(groups)}
-
-
-def _binding(run: RunResult) -> list[Any]:
-    return [run.protocol.get(field) for field in BINDING]
 
 
 def _letter(number: int) -> str:
@@ -182,8 +198,10 @@ def _differing(
     return found
 
 
-def _between(groups: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
-    found = _differing({name: runs[0].protocol for name, runs in groups.items()}, BINDING)
+def _between(
+    groups: Mapping[str, Sequence[RunResult]], binding: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    found = _differing({name: runs[0].protocol for name, runs in groups.items()}, binding)
     cases = {name: _cases(runs) for name, runs in groups.items()}
     if len(groups) > 1 and len({each for each in cases.values() if each}) > 1:
         found[CASES] = {name: (each or "not known")[:12] for name, each in cases.items()}
@@ -194,8 +212,13 @@ def _cases(runs: Sequence[RunResult]) -> str | None:
     return next((run.cases for run in runs if run.cases), None)
 
 
-def _rows(group: str, runs: Sequence[RunResult], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a group with their places; equal baselines of several runs become one row."""
+def group_rows(
+    group: str, runs: Sequence[RunResult], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of a group with their places; equal baselines of several runs become one row.
+
+    Each row is told as in `compare_runs`.
+    """
     found: dict[tuple, dict[str, Any]] = {}
     for run in runs:
         for row in run.report["rows"]:
@@ -211,6 +234,7 @@ def _rows(group: str, runs: Sequence[RunResult], metrics: Sequence[str]) -> list
                     "level": row["level"],
                     "seen_masked": row["seen_masked"],
                     "method": row["method"],
+                    "kind": kind_of(row["method"], run.generators),
                     "runs": [],
                     "metrics": told,
                     "intervals": {name: intervals[name] for name in told if name in intervals},
@@ -236,92 +260,6 @@ def _place(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metric: st
         for other in rows
         if (other["level"], other["seen_masked"]) == key
     )
-
-
-def row_label(row: Mapping[str, Any], group_runs: Sequence[str]) -> str:
-    """A method and its run: "generator of small"; a baseline that all runs share is its name."""
-    if len(group_runs) > 1 and list(row["runs"]) == list(group_runs):
-        return row["method"]
-    return f"{row['method']} of {', '.join(row['runs'])}"
-
-
-def _pair(
-    name: str,
-    runs: Sequence[RunResult],
-    rows: Sequence[Mapping[str, Any]],
-    metric: str,
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    """The rows of a group's headline against the best of them, on the same cases."""
-    protocol = runs[0].protocol
-    level, masked = protocol["level"], protocol["seen_masked"]
-    entry: dict[str, Any] = {
-        "group": name, "metric": metric, "level": level, "seen_masked": masked, "best": None,
-        "against": [], "reason": None,
-    }  # fmt: skip
-    if missing := [run.name for run in runs if run.ranks is None]:
-        entry["reason"] = f"{', '.join(missing)} kept no ranks; `jaxrec evaluate RUN` writes them"
-        return entry
-    headline = [
-        row
-        for row in rows
-        if (row["group"], row["level"], row["seen_masked"]) == (name, level, masked)
-    ]
-    told = _with_ranks(headline, runs)
-    if len(told) < 2:
-        entry["reason"] = "fewer than two methods have ranks"
-        return entry
-    best, best_label, best_ranks = min(told, key=lambda each: each[0]["place"])
-    users = runs[0].ranks.user if runs[0].ranks else None
-    common: dict[str, Any] = {
-        "seen_masked": masked,
-        "level": level,
-        "metric": metric,
-        "users": users,
-    }
-    compared = [
-        compare_ranks(label, mine, best_label, best_ranks, draws=draws, seed=seed, **common)
-        for row, label, mine in told
-        if row is not best
-    ]
-    corrected = holm([each.p_value for each in compared])
-    entry["best"] = best_label
-    entry["against"] = [
-        {**dataclasses.asdict(each), "p_holm": p} for each, p in zip(compared, corrected)
-    ]
-    return entry
-
-
-def _with_ranks(
-    rows: Sequence[Mapping[str, Any]], runs: Sequence[RunResult]
-) -> list[tuple[Mapping[str, Any], str, Int[np.ndarray, "c"]]]:
-    """(row, its label, its ranks) of the rows that have a place and whose run kept ranks."""
-    ranks = {run.name: run.ranks for run in runs}
-    found = []
-    for row in rows:
-        kept = ranks[row["runs"][0]]
-        mine = kept.of(row["method"], row["level"], row["seen_masked"]) if kept else None
-        if mine is not None and row["place"] is not None:
-            found.append((row, row_label(row, list(ranks)), mine))
-    return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: p-values that stay honest when all of them are looked at.
-
-    The i-th smallest of m (from 0) is multiplied by m - i, never below the one before, at most 1.
-    From Holm 1979, "A simple sequentially rejective multiple test procedure".
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, least = [0.0] * len(p_values), 0.0
-    for i, place in enumerate(order):
-        least = min(1.0, max(least, p_values[place] * (len(p_values) - i)))
-        corrected[place] = least
-    return corrected
 
 
 def recipe_differences(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -350,18 +288,31 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _cost(run: RunResult) -> dict[str, Any]:
-    """What training took, as far as the report says it."""
-    training = run.report.get("training")
-    training = training if isinstance(training, Mapping) else {}
-    stages = training.get("stages")
-    stages = [each for each in stages if isinstance(each, Mapping)] if stages else []
+def pair_group(
+    name: str,
+    runs: Sequence[RunResult],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    metric: str,
+    against: str = "baseline",
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The rows of a group's headline against the best of them, or the best baseline.
 
-    def total(name: str) -> float:
-        return sum((float(each[name]) for each in stages if is_number(each.get(name))), 0.0)
-
-    return {
-        "parameters": training.get("parameters"),
-        "steps": int(total("last_step")),
-        "seconds": round(total("seconds"), 1),
-    }
+    Args:
+        name, runs, rows: the group, its runs, and rows of `group_rows` (of any group).
+        metric: recall@K, ndcg@K or mrr@K; it chooses the row that the others are paired with.
+        against, draws, seed: as `compare_runs`.
+    """
+    protocol = runs[0].protocol
+    level, masked = protocol["level"], protocol["seen_masked"]
+    headline = [
+        row
+        for row in rows
+        if (row["group"], row["level"], row["seen_masked"]) == (name, level, masked)
+    ]
+    ranks = {run.name: run.ranks for run in runs}
+    common: dict[str, Any] = {"level": level, "seen_masked": masked, "draws": draws, "seed": seed}
+    paired = pair_rows(headline, ranks, metric=metric, against=against, **common)
+    return {"group": name} | paired

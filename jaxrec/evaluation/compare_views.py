@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxrec.evaluation.compare import row_label
-from jaxrec.evaluation.figures import has_matplotlib, intervals_svg
+from jaxrec.evaluation.compare import ANSWERING
+from jaxrec.evaluation.compare_costs import budget_sentence
+from jaxrec.evaluation.compare_figures import Dots, Prices, legend, pictures_of
+from jaxrec.evaluation.compare_pairs import row_label
+from jaxrec.evaluation.figures import has_matplotlib
 from jaxrec.evaluation.page import PAGE, STYLE
 from jaxrec.evaluation.tables import best_value, metric_name, plain_value
 
@@ -49,9 +52,8 @@ class Part:
     lines: tuple[Line, ...] = ()
     words: int = 1
     """Leading columns that hold words and stand on the left."""
-    picture: tuple[tuple[str, float, float, float], ...] = ()
-    """(name, mean, low, high) of the rows that a page draws."""
-    axis: str = ""
+    pictures: tuple[Dots | Prices, ...] = ()
+    """What a page draws above the table."""
 
 
 def parts_of(compared: Mapping[str, Any], *, every_row: bool = False) -> list[Part]:
@@ -75,6 +77,11 @@ def _warning(compared: Mapping[str, Any]) -> Part | None:
         f"{field}: " + ", ".join(f"{group} has {plain_value(v)}" for group, v in values.items())
         for field, values in compared["differences"].items()
     ]
+    if set(compared["differences"]) <= set(ANSWERING):
+        told.append(
+            "They differ only in how each reads and answers; `--systems` takes that as a part of "
+            "the systems and ranks them together."
+        )
     return Part(
         "NOT COMPARABLE",
         (
@@ -100,15 +107,6 @@ def _metrics(compared: Mapping[str, Any], every_row: bool) -> Part:
             if key == main or every_row:
                 among = [row for row in rows if (row["level"], row["seen_masked"]) == key]
                 lines += _metric_lines(among, names, group, every_row)
-    picture = ()
-    if len(groups) == 1:
-        group, first = groups[0], names[0]
-        main = (group["protocol"]["level"], group["protocol"]["seen_masked"])
-        picture = tuple(
-            (row_label(row, group["runs"]), row["metrics"][first], *row["intervals"][first])
-            for row in compared["rows"]
-            if (row["level"], row["seen_masked"]) == main and first in row["intervals"]
-        )
     words = ("#", "method", *(("hit", "seen items") if every_row else ()))
     return Part(
         "Metrics",
@@ -121,27 +119,36 @@ def _metrics(compared: Mapping[str, Any], every_row: bool) -> Part:
         header=(*words, *map(metric_name, names), "seconds"),
         lines=tuple(lines),
         words=len(words),
-        picture=picture,
-        axis=metric_name(names[0]),
+        pictures=pictures_of(compared),
     )
 
 
 def _group_sentence(group: Mapping[str, Any]) -> str:
     protocol = group["protocol"]
     seen = "masked" if protocol["seen_masked"] else "kept"
-    cap = protocol["history_cap"]
-    beam = f" of width {protocol['beam_width']}" if protocol["beam_width"] else ""
     sentence = (
         f"Group {group['name']} ({', '.join(group['runs'])}): {protocol['dataset']}, "
         f"{protocol['num_cases']:,} {protocol['part']} cases, {protocol['split']}, ties "
         f"{protocol['tie_policy']}, candidates {protocol['candidates']}, seen items {seen}, "
-        f"history {f'of the last {cap}' if cap else 'whole'}, {protocol['decoder']}{beam}, hits by "
+        f"{_answering(group)}hits by "
         f"{'item' if protocol['level'] == 'item' else 'semantic codes'}."
     )
     for field, values in group["differs"].items():
         told = ", ".join(f"{run} {plain_value(value)}" for run, value in values.items())
         sentence += f" Differs inside the group: {field} ({told})."
     return sentence
+
+
+def _answering(group: Mapping[str, Any]) -> str:
+    """How lists are made, where all runs of the group agree."""
+    protocol, differs = group["protocol"], group["differs"]
+    cap, width = protocol["history_cap"], protocol["beam_width"]
+    told = ""
+    if "history_cap" not in differs:
+        told += f"history {f'of the last {cap}' if cap else 'whole'}, "
+    if not {"decoder", "beam_width"} & set(differs):
+        told += f"{protocol['decoder']}{f' of width {width}' if width else ''}, "
+    return told
 
 
 def _metric_lines(
@@ -176,7 +183,8 @@ def _metric_lines(
 
 def _paired(compared: Mapping[str, Any], entry: Mapping[str, Any]) -> Part:
     several = len(compared["groups"]) > 1
-    heading = f"Against the best of group {entry['group']}" if several else "Against the best"
+    best = "best baseline" if entry["rule"] == "baseline" else "best"
+    heading = f"Against the {best}" + (f" of group {entry['group']}" if several else "")
     if entry["best"] is None:
         return Part(heading, (f"Not paired: {entry['reason']}.",))
     lines = [
@@ -193,13 +201,15 @@ def _paired(compared: Mapping[str, Any], entry: Mapping[str, Any]) -> Part:
         for each in entry["against"]
     ]
     seen = "masked" if entry["seen_masked"] else "kept"
+    baseline = entry["rule"] == "baseline"
+    among = " of the rows that are no trained semantic-ID generators" if baseline else ""
     return Part(
         heading,
         (
-            f"{entry['best']} has the best {metric_name(entry['metric'])} (seen items {seen}, hits "
-            f"by {'item' if entry['level'] == 'item' else 'semantic codes'}). Paired over the same "
-            "users; p by random sign flips, then corrected after Holm for the number of lines. The "
-            "best was chosen by these very numbers, which flatters it.",
+            f"{entry['best']} has the best {metric_name(entry['metric'])}{among} (seen items "
+            f"{seen}, hits by {'item' if entry['level'] == 'item' else 'semantic codes'}). Paired "
+            "over the same users; p by random sign flips, then corrected after Holm for the number "
+            "of lines. The best was chosen by these very numbers, which flatters it.",
         ),
         header=("method", "difference", "p", "p (Holm)", "verdict"),
         lines=tuple(lines),
@@ -225,19 +235,28 @@ def _setting(value: Any) -> str:
 
 
 def _costs(costs: Mapping[str, Any]) -> Part:
-    lines = [
-        Line(
-            (
-                Cell(name),
-                Cell(plain_value(cost["parameters"])),
-                Cell(f"{cost['steps']:,}"),
-                Cell(f"{cost['seconds']:,.1f}"),
-            )
-        )
-        for name, cost in costs.items()
-    ]
+    """Parameters, steps, seconds; FLOPs and validation budgets where reports have them."""
+    flops = any(cost["flops"] is not None for cost in costs.values())
+    validated = any(cost["validated"] is not None for cost in costs.values())
+    lines = []
+    for name, cost in costs.items():
+        cells = [name, plain_value(cost["parameters"]), f"{cost['steps']:,}"]
+        cells.append(f"{cost['seconds']:,.1f}")
+        if flops:
+            cells.append("-" if cost["flops"] is None else f"{cost['flops']:.3g}")
+        if validated:
+            cells.append(_validations(cost))
+        lines.append(Line(tuple(map(Cell, cells))))
     header = ("run", "parameters", "steps", "training seconds")
-    return Part("Costs", header=header, lines=tuple(lines))
+    header += ("training FLOPs",) * flops + ("validations x cases",) * validated
+    sentences = (budget_sentence(costs),) if validated else ()
+    return Part("Costs", sentences, header=header, lines=tuple(lines))
+
+
+def _validations(cost: Mapping[str, Any]) -> str:
+    if cost["validated"] is None:
+        return "-"
+    return f"{plain_value(cost['validations'])} x {plain_value(cost['validation_cases'])}"
 
 
 def as_text(parts: Sequence[Part]) -> str:
@@ -323,7 +342,7 @@ def as_html(parts: Sequence[Part], *, title: str) -> str:
         if part.warning
     )
     sections = [
-        f"<section><h2>{escape(part.heading)}</h2>{_sentences(part)}{_picture(part)}"
+        f"<section><h2>{escape(part.heading)}</h2>{_sentences(part)}{_pictures(part)}"
         f"{_html_table(part)}</section>"
         for part in parts
         if not part.warning
@@ -336,12 +355,13 @@ def _sentences(part: Part) -> str:
     return f"<ul>{told}</ul>" if told else ""
 
 
-def _picture(part: Part) -> str:
-    if len(part.picture) < 2:
+def _pictures(part: Part) -> str:
+    if not part.pictures:
         return ""
     if not has_matplotlib():
         return "<p class='note'>Install jaxrec[plots] for figures.</p>"
-    return f"<figure class='picture'>{intervals_svg(part.picture, part.axis)}</figure>"
+    drawn = "".join(f"<figure class='picture'>{each.svg()}</figure>" for each in part.pictures)
+    return drawn + legend()
 
 
 def _html_table(part: Part) -> str:

@@ -160,9 +160,26 @@ def colour_of(number: int) -> str:
 
 @contextlib.contextmanager
 def _panel_of_page(salt: str, size: tuple[float, float]) -> Generator[tuple[Any, Callable]]:
-    """Axes in the page's colours, and a function that gives them as an `<svg>` element.
+    """One of `panels_of_page`."""
+    with panels_of_page(salt, size) as ((axes,), svg):
+        yield axes, svg
+
+
+@contextlib.contextmanager
+def panels_of_page(
+    salt: str, size: tuple[float, float], columns: int = 1
+) -> Generator[tuple[list[Any], Callable[[], str]]]:
+    """Axes in the page's colours, side by side, and a function that gives them as one `<svg>`.
 
     Equal drawings give equal text: the salt names what is drawn, and no date is written.
+
+    Args:
+        salt: of the drawing's internal names; they are shared by everything on one page.
+        size: width and height in inches.
+        columns: panels; they share the vertical axis.
+
+    Raises:
+        ImportError: matplotlib is missing; install `jaxrec[plots]`.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -178,11 +195,12 @@ def _panel_of_page(salt: str, size: tuple[float, float]) -> Generator[tuple[Any,
     }
     with rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.tick_params(colors=INK)
-        for side, spine in axes.spines.items():
-            spine.set_color(INK)
-            spine.set_visible(side in ("left", "bottom"))
+        panels = list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
+        for axes in panels:
+            axes.tick_params(colors=INK, which="both")
+            for side, spine in axes.spines.items():
+                spine.set_color(INK)
+                spine.set_visible(side in ("left", "bottom"))
 
         def svg() -> str:
             buffer = io.StringIO()
@@ -190,7 +208,7 @@ def _panel_of_page(salt: str, size: tuple[float, float]) -> Generator[tuple[Any,
                 figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
             return inline_svg(buffer.getvalue())
 
-        yield axes, svg
+        yield panels, svg
 
 
 def inline_svg(document: str) -> str:

@@ -14,7 +14,7 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.splits import Split
 from jaxrec.evaluation.baselines import Transitions
 from jaxrec.evaluation.cases import CaseHistories, case_histories
-from jaxrec.evaluation.mixture import ChosenWeight, choose_weight, mix, transition_probabilities
+from jaxrec.evaluation.mixture import choose_weight, mix, transition_probabilities
 from jaxrec.evaluation.ranking import item_priority, ranks_from_scores
 from jaxrec.evaluation.untrained import UntrainedRanker
 from jaxrec.recipe import Evaluation

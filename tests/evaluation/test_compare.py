@@ -8,12 +8,13 @@ import pytest
 
 from jaxrec.evaluation.compare import (
     BINDING,
+    TASK,
     RunResult,
     compare_runs,
     group_runs,
-    holm,
     recipe_differences,
 )
+from jaxrec.evaluation.compare_pairs import holm
 from jaxrec.evaluation.compare_views import as_html, as_markdown, as_text, parts_of
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.evaluation.ranks import CaseRanks
@@ -27,30 +28,36 @@ POPULAR = np.array([1, 0, 12, 0] * 10)
 USERS = np.arange(40, dtype=np.int32)
 
 
-def run_result(name, generator, protocol=PROTOCOL, *, cases="same", seconds=1.0, recipe=None):
-    """A run with one baseline and one generator whose ranks are given."""
-    ranks = {"popularity": POPULAR, "generator": np.asarray(generator)}
+def run_result(
+    name, generator, protocol=PROTOCOL, *, cases="same", seconds=1.0, recipe=None,
+    method="generator", stage=None,
+):  # fmt: skip
+    """A run with one baseline and one trained method whose ranks are given."""
+    ranks = {"popularity": POPULAR, method: np.asarray(generator)}
     rows = [
         row_from_ranks(
-            method, mine, protocol, seen_masked=masked, seconds=seconds, cutoffs=(1, 10), draws=50,
+            row, mine, protocol, seen_masked=masked, seconds=seconds, cutoffs=(1, 10), draws=50,
             more_metrics={"gini@10": 0.5},
         )
         for masked in (True, False)
-        for method, mine in ranks.items()
+        for row, mine in ranks.items()
     ]  # fmt: skip
     comparison = compare_ranks(
-        "generator", ranks["generator"], "popularity", POPULAR, seen_masked=True, seed=0, draws=50
+        method, ranks[method], "popularity", POPULAR, seen_masked=True, seed=0, draws=50
     )
     report = {
         "protocol": protocol.to_dict(),
         "rows": [row.to_dict() for row in rows],
         "comparisons": [dataclasses.asdict(comparison)],
-        "training": {"parameters": 1200, "stages": [{"last_step": 60, "seconds": 2.5}]},
+        "training": {
+            "parameters": 1200,
+            "stages": [{"last_step": 60, "seconds": 2.5} | (stage or {})],
+        },
     }
     kept = CaseRanks(
         cases or "",
         USERS,
-        tuple((method, "item", masked) for masked in (True, False) for method in ranks),
+        tuple((row, "item", masked) for masked in (True, False) for row in ranks),
         np.stack([*ranks.values(), *ranks.values()]).astype(np.int32),
     )
     recipe = {"class": "recipe:Recipe", "name": name, "generator": {"width": 32}} | (recipe or {})
@@ -83,11 +90,14 @@ def test_equal_rules_are_one_group_and_ranked_together(two):
     ]
     assert rows[0]["seconds"] == [2.0, 1.0]
     assert compared["recipes"] == {"generator.width": {"weak": 32, "good": 64}}
-    assert compared["costs"]["weak"] == {"parameters": 1200, "steps": 60, "seconds": 2.5}
+    assert compared["costs"]["weak"] == {
+        "parameters": 1200, "steps": 60, "seconds": 2.5,
+        **dict.fromkeys(("flops", "validations", "validation_cases", "validated")),
+    }  # fmt: skip
 
 
 def test_pairs_are_the_paired_differences_against_the_best(two):
-    (paired,) = compare_runs(two, draws=50, seed=9)["paired"]
+    (paired,) = compare_runs(two, draws=50, seed=9, against="best")["paired"]
     assert (paired["best"], paired["metric"], paired["reason"]) == (
         "generator of good", "recall@10", None,
     )  # fmt: skip
@@ -199,6 +209,8 @@ def test_what_cannot_be_compared_is_refused(two):
         compare_runs(two, metrics=("gini@10",))
     with pytest.raises(ValueError, match="got none"):
         compare_runs(two, metrics=())
+    with pytest.raises(ValueError, match="against='worst'; choose one of baseline, best"):
+        compare_runs(two, against="worst")
 
 
 GOLDEN = """\
@@ -233,7 +245,7 @@ Costs
 
 
 def test_golden_text(two):
-    compared = compare_runs(two, metrics=("recall@10", "mrr@1"), draws=50)
+    compared = compare_runs(two, metrics=("recall@10", "mrr@1"), draws=50, against="best")
     # What a bootstrap draws may change with numpy; how it is printed may not.
     for row in compared["rows"]:
         row["intervals"] = {name: [0.125, 0.875] for name in row["intervals"]}
@@ -291,5 +303,106 @@ def test_the_page_needs_nothing_from_outside(two):
     assert "<td><b>0.7500</b><small>" in page
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<script|<link", page)
     assert page.count("<table") == page.count("<div class='wide'><table")
-    assert "<svg" not in page  # numbers of different rules share no picture
-    assert "<svg" in as_html(parts_of(compare_runs(two, draws=20)), title="t")
+    # Numbers of different rules share no picture: methods by name and by cost, for each group.
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert [("Group A" in each, "Group B" in each) for each in pictures] == [
+        (True, False), (True, False), (False, True), (False, True),
+    ]  # fmt: skip
+
+
+# 12 of 40 found at rank 1: ahead of popularity (10 of 40 within 10), behind GOOD.
+FAIR = [1] * 12 + [0] * 28
+
+
+def test_pairs_are_made_with_the_best_baseline_and_a_retriever_is_one():
+    """Differences, p-values and Holm's correction by hand: users that differ are few enough for
+    the exact sign-flip test."""
+    runs = [
+        run_result("weak", WEAK),
+        run_result("good", GOOD),
+        run_result("bar", FAIR, method="retriever"),
+    ]
+    (paired,) = compare_runs(runs, draws=200)["paired"]
+    assert (paired["rule"], paired["best"]) == ("baseline", "retriever of bar")
+    found = {each["method"]: each for each in paired["against"]}
+    assert set(found) == {"popularity", "generator of weak", "generator of good"}
+    hits = {name: np.array(ranks) > 0 for name, ranks in (("w", WEAK), ("g", GOOD), ("b", FAIR))}
+    hits["p"] = (POPULAR > 0) & (POPULAR <= 10)
+    for name, key in (("generator of weak", "w"), ("generator of good", "g"), ("popularity", "p")):
+        gap = hits[key].astype(float) - hits["b"]
+        assert found[name]["difference"] == pytest.approx(gap.mean())
+    assert found["generator of good"]["difference"] == pytest.approx(18 / 40)
+    assert found["generator of good"]["verdict"] == "ahead"
+    # Two users of one sign: p = 2 * 2**-2, times the number of hypotheses not yet rejected.
+    assert found["generator of weak"]["p_value"] == pytest.approx(0.5)
+    ordered = sorted(each["p_value"] for each in paired["against"])
+    want = np.minimum(np.maximum.accumulate([3 * ordered[0], 2 * ordered[1], ordered[2]]), 1.0)
+    assert sorted(each["p_holm"] for each in paired["against"]) == pytest.approx(want)
+    text = as_text(parts_of(compare_runs(runs, draws=200)))
+    assert "Against the best baseline" in text
+    assert "retriever of bar has the best Recall@10 of the rows that are no" in text
+
+
+def test_without_a_retriever_the_best_baseline_is_a_counter(two):
+    (paired,) = compare_runs(two, draws=20)["paired"]
+    assert paired["best"] == "popularity"
+    verdicts = {each["method"]: each["verdict"] for each in paired["against"]}
+    assert verdicts == {"generator of weak": "undecided", "generator of good": "ahead"}
+
+
+def test_systems_that_read_and_answer_differently_are_ranked_as_systems():
+    other = dataclasses.replace(PROTOCOL, decoder="InnerProduct", beam_width=None, history_cap=20)
+    runs = [run_result("good", GOOD), run_result("bar", FAIR, other, method="retriever")]
+    apart = compare_runs(runs, draws=20)
+    assert len(apart["groups"]) == 2
+    assert "`--systems` takes that as a part" in " ".join(as_text(parts_of(apart)).split())
+    together = compare_runs(runs, draws=20, binding=TASK)
+    (group,) = together["groups"]
+    assert group["differs"]["decoder"] == {"good": "BeamSearch", "bar": "InnerProduct"}
+    assert together["paired"][0]["best"] == "retriever of bar"
+    text = " ".join(as_text(parts_of(together)).split())
+    assert "seen items masked, hits by item. Differs inside the group" in text
+    assert "history_cap (good 50, bar 20)" in text
+    renamed = [run_result("good", GOOD), run_result("log", FAIR, dataclasses.replace(
+        other, dataset="log"), method="retriever")]  # fmt: skip
+    assert len(compare_runs(renamed, draws=20, binding=TASK)["groups"]) == 2
+
+
+def test_budgets_are_told():
+    looks = {"flops": 2.5e12, "validations": 6, "validation_cases": 500}
+    runs = [run_result("a", WEAK, stage=looks), run_result("b", GOOD, stage=looks)]
+    compared = compare_runs(runs, draws=20)
+    assert compared["costs"]["a"] == {
+        "parameters": 1200, "steps": 60, "seconds": 2.5, "flops": 2.5e12, "validations": 6,
+        "validation_cases": 500, "validated": 3000,
+    }  # fmt: skip
+    text = as_text(parts_of(compared))
+    assert "Validation budgets are equal: each checkpoint was chosen by 3,000 answered" in text
+    assert re.search(r"a +1,200 +60 +2\.5 +2\.5e\+12 +6 x 500\n", text)
+    more = run_result("more", GOOD, stage=looks | {"validations": 60})
+    text = " ".join(as_text(parts_of(compare_runs([*runs, more], draws=20))).split())
+    assert "Validation budgets differ: from 3,000 answered cases (a) to 30,000 (more)" in text
+    old = run_result("old", GOOD)
+    text = as_text(parts_of(compare_runs([*runs, old], draws=20)))
+    assert "Validation budgets are not known for old." in text
+
+
+def test_pictures_hold_every_method_and_its_cost():
+    looks = {"flops": 2.5e12, "validations": 6, "validation_cases": 500}
+    runs = [
+        run_result("small", WEAK, stage=looks),
+        run_result("large", GOOD, stage=looks | {"flops": 4e14}),
+        run_result("bar", FAIR, method="retriever", stage=looks | {"flops": 6e13}),
+    ]
+    page = as_html(parts_of(compare_runs(runs, draws=20)), title="t")
+    dots, prices = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    for name in ("popularity", "generator of small", "generator of large", "retriever of bar"):
+        assert f">{name}</text>" in dots
+        assert f">{name}</text>" in prices
+    assert ">Recall@10</text>" in dots
+    assert ">NDCG@10</text>" in dots
+    assert ">training FLOPs (logarithmic)</text>" in prices
+    assert ">1e13</text>" in prices
+    assert "currentColor" in dots
+    told = as_html(parts_of(compare_runs([runs[0], run_result("old", GOOD)], draws=20)), title="t")
+    assert ">training seconds (logarithmic)</text>" in told
