@@ -55,6 +55,8 @@ class Events:
     """Kind of event (click, order, ...), 0 where a log has one kind only."""
     weight: Float[Leaf, "b t"]
     """Weight of the event *as a target*; 0 means context only."""
+    user: Int32[Leaf, "b t"] | None = None
+    """Index of the user whose event it is, -1 where nobody knows; None where nobody asks."""
 
 
 @no_type_check

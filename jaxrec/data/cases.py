@@ -129,7 +129,7 @@ def _batches(
         members = np.flatnonzero(bucket == index)
         for first in range(0, len(members), rows):
             case = members[first : first + rows]
-            windows = Windows(begin[case], size[case], size[case])
+            windows = Windows(begin[case], size[case], size[case], user[case])
             events = lay_events(flat, windows, one_a_row(len(case)), rows=rows, width=width)
             yield Cases(
                 events=events,

@@ -91,6 +91,30 @@ class ShuffledBlocks(grain.MapDataset):
         return numbers[skipped : skipped + count]
 
 
+def block_of(batch: int, numbers: int, rows: int, lookahead: int) -> tuple[int, int]:
+    """Which batches are composed together with one of an endless order.
+
+    Blocks begin anew with every epoch, so that each epoch has every number once, up to the batch
+    that two epochs share.
+
+    Args:
+        batch: index of the batch in the order.
+        numbers: of one epoch.
+        rows: numbers of a batch.
+        lookahead: batches of a block.
+
+    Returns:
+        The first batch of its block, and how many there are.
+
+    >>> [block_of(batch, numbers=10, rows=3, lookahead=3) for batch in range(7)]
+    [(0, 3), (0, 3), (0, 3), (3, 1), (4, 3), (4, 3), (4, 3)]
+    """
+    epoch = batch * rows // numbers
+    begin, end = -(-epoch * numbers // rows), -(-(epoch + 1) * numbers // rows)
+    block = begin + (batch - begin) // lookahead * lookahead
+    return block, min(lookahead, end - block)
+
+
 def _encrypt(value: np.ndarray, half: np.uint64, round_keys: np.ndarray) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask

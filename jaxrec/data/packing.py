@@ -39,6 +39,13 @@ class Windows(NamedTuple):
     """int64[w]."""
     context: np.ndarray
     """int64[w]."""
+    user: np.ndarray | None = None
+    """int64[w], index of the user; None where nobody knows (-1 in a batch)."""
+
+    def take(self, chosen: Int64[np.ndarray, " c"]) -> Windows:
+        """The windows of these indices, in this order."""
+        user = None if self.user is None else self.user[chosen]
+        return Windows(self.begin[chosen], self.size[chosen], self.context[chosen], user)
 
 
 class Places(NamedTuple):
@@ -91,7 +98,7 @@ def training_windows(histories: Histories, split: Split, *, length: int, context
     reread = np.where(index == 0, 0, context)
     end = np.minimum(np.where(index == 0, length, first_target + step), counts[user])
     begin = histories.offsets[:-1][user] + first_target - reread
-    return Windows(begin, end - first_target + reread, reread)
+    return Windows(begin, end - first_target + reread, reread, user)
 
 
 def pack_prefix(sizes: Int64[np.ndarray, " w"], *, rows: int, length: int) -> Places:
@@ -129,7 +136,8 @@ def lay_events(
 ) -> Events:
     """Copies windows into their places; all else is padding (`segment` 0, everything 0).
 
-    Positions count from 0 in every window. The weight is 1 from `windows.context` on.
+    Positions count from 0 in every window. The weight is 1 from `windows.context` on. The user of
+    padding, and of windows that name none, is -1.
 
     Args:
         flat: the events.
@@ -144,10 +152,12 @@ def lay_events(
     source = np.repeat(windows.begin, size) + within
     target = np.repeat(places.row * width + places.column, size) + within
 
-    def spread(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-        array = np.zeros(rows * width, dtype)
+    def spread(values: np.ndarray, dtype: type[np.generic], filler: int = 0) -> np.ndarray:
+        array = np.full(rows * width, filler, dtype)
         array[target] = values
         return array.reshape(rows, width)
+
+    user = np.full(len(size), -1) if windows.user is None else windows.user
 
     return Events(
         item=spread(flat.item[source], np.int32),
@@ -156,6 +166,7 @@ def lay_events(
         time=spread(flat.time[source] - flat.origin, np.int32),
         action=spread(flat.action[source], np.int32),
         weight=spread(within >= np.repeat(windows.context, size), np.float32),
+        user=spread(np.repeat(user, size), np.int32, -1),
     )
 
 
@@ -164,6 +175,15 @@ def one_a_row(count: int) -> Places:
     return Places(
         np.arange(count, dtype=np.int64), np.zeros(count, np.int64), np.ones(count, np.int32)
     )
+
+
+def to_the_right(sizes: Int64[np.ndarray, " w"], width: int) -> Places:
+    """The places of windows that have a row each, up to its last column; padding is in front.
+
+    >>> to_the_right(np.array([3, 1]), 4).column
+    array([1, 3])
+    """
+    return one_a_row(len(sizes))._replace(column=width - sizes)
 
 
 def _best_fit_decreasing(

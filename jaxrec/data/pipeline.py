@@ -14,19 +14,17 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int64
 
 from jaxrec.data.cases import Cases, case_batches, history_batches
 from jaxrec.data.dataset import DataError
 from jaxrec.data.histories import Histories
-from jaxrec.data.order import BLOCK, ShuffledBlocks
+from jaxrec.data.order import BLOCK, ShuffledBlocks, block_of
 from jaxrec.data.packing import (
-    FlatEvents,
     Windows,
     flat_events,
     lay_events,
-    one_a_row,
     pack_prefix,
+    to_the_right,
     training_windows,
 )
 from jaxrec.data.splits import Split, training_counts
@@ -162,7 +160,7 @@ class UserCentric:
                 sizes = windows.size[drawn]
             places = pack_prefix(sizes, rows=rows, length=self.length)
             drawn = drawn[: len(places.row)]
-            picked = Windows(*(array[drawn] for array in windows))
+            picked = windows.take(drawn)
             return lay_events(flat, picked, places, rows=rows, width=self.length), len(drawn)
 
         fingerprint = _fingerprint(self, histories, split, seed, host, hosts)
@@ -174,10 +172,16 @@ class TargetCentric:
     """Sliding windows: each training event is the target of one row, after its history.
 
     A row holds up to `length` events of history and then the target, the last event of the row's
-    only segment and the only one with weight 1: rows are `length + 1` wide.
+    only segment and the only one with weight 1. Rows are right-aligned: the target is always the
+    last column, and padding stands in front.
+
+    Without buckets every batch is `length + 1` wide. With them, batches are composed of windows of
+    similar length: the windows of the next `lookahead` batches are sorted into buckets and cut into
+    batches again, which then come in random order, each as wide as the smallest bucket that holds
+    its histories. Every width is a program of its own to compile.
 
     Raises:
-        ValueError: a size that is not positive.
+        ValueError: a size that is not positive, or a bucket that is not shorter than `length`.
     """
 
     length: int = 20
@@ -186,61 +190,91 @@ class TargetCentric:
     """Rows of the batch over all hosts; each host makes its equal part."""
     min_history: int = 0
     """Training events with fewer events before them are no targets (TIGER: 1)."""
+    buckets: tuple[int, ...] = ()
+    """Lengths of history of the narrower batches, for example (4, 8, 12); on one host only."""
+    lookahead: int = 16
+    """Batches whose windows are sorted together; read only with buckets."""
 
     def __post_init__(self) -> None:
         _check_sizes("TargetCentric", self.length, self.rows)
         if self.min_history < 0:
             raise ValueError(f"TargetCentric: min_history={self.min_history} must be 0 or more.")
+        if any(not 1 <= bucket < self.length for bucket in self.buckets):
+            raise ValueError(
+                f"TargetCentric: buckets={self.buckets} must lie in 1..{self.length - 1}; longer "
+                f"histories are in batches of length={self.length} anyway."
+            )
+        if self.lookahead < 1:
+            raise ValueError(f"TargetCentric: lookahead={self.lookahead} must be at least 1.")
 
     @property
     def batch_shape(self) -> tuple[int, int]:
-        """Rows and events of a batch over all hosts."""
+        """Rows and events of a batch over all hosts; the widest with buckets."""
         return self.rows, self.length + 1
 
     def __call__(
         self, histories: Histories, split: Split, *, seed: int, host: int = 0, hosts: int = 1
     ) -> BatchStream:
-        """The stream of batches of one host, `Events` of [rows / hosts, length + 1].
+        """The stream of batches of one host, `Events` of [rows / hosts, length + 1] or narrower.
 
         Raises:
             DataError: fewer targets than hosts, or a log that spans more than 68 years.
-            ValueError: rows that do not divide over the hosts, an impossible seed or host.
+            ValueError: rows that do not divide over the hosts, an impossible seed or host, or
+                buckets on several hosts.
         """
+        if self.buckets and hosts > 1:
+            raise ValueError(
+                f"TargetCentric: buckets={self.buckets} on {hosts} hosts would give every host a "
+                "width of its own, and hosts run one program together. Set buckets=()."
+            )
         flat = flat_events(histories)
         rows = _rows_of_host(self.rows, seed, host, hosts)
         counts = np.maximum(training_counts(histories, split) - self.min_history, 0)
         ends = np.cumsum(counts)
-        starts = histories.offsets[:-1]
+        targets = int(ends[-1]) if len(ends) else 0
+
+        def windows_of(drawn: np.ndarray) -> Windows:
+            user = np.searchsorted(ends, drawn, side="right")
+            start = histories.offsets[user]
+            target = start + self.min_history + drawn - (ends[user] - counts[user])
+            begin = np.maximum(start, target - self.length)
+            return Windows(begin, target - begin + 1, target - begin, user)
 
         def draw(take: Take, first: int) -> tuple[Events, int]:
-            drawn = take(first, rows)
-            user = np.searchsorted(ends, drawn, side="right")
-            start = starts[user]
-            target = start + self.min_history + drawn - (ends[user] - counts[user])
-            windows = history_windows(start, target, length=self.length, with_target=True)
-            return _lay_rows(flat, windows, rows, self.length + 1), rows
+            if self.buckets:
+                windows = self._similar(windows_of, take, first, targets, seed)
+            else:
+                windows = windows_of(take(first, rows))
+            width = 1 + self._history_width(windows)
+            places = to_the_right(windows.size, width)
+            return lay_events(flat, windows, places, rows=rows, width=width), rows
 
         fingerprint = _fingerprint(self, histories, split, seed, host, hosts)
-        return _stream(draw, int(ends[-1]) if len(ends) else 0, fingerprint)
+        return _stream(draw, targets, fingerprint)
 
+    def _history_width(self, windows: Windows) -> int:
+        if not self.buckets:
+            return self.length
+        widths = np.array(sorted({*self.buckets, self.length}))
+        return int(widths[np.searchsorted(widths, windows.context.max(initial=0))])
 
-def history_windows(
-    start: Int64[np.ndarray, " c"],
-    target: Int64[np.ndarray, " c"],
-    *,
-    length: int,
-    with_target: bool,
-) -> Windows:
-    """The last `length` events before each target, and perhaps the target as the last event.
-
-    Args:
-        start: first flat position of the user's history.
-        target: flat position of the target.
-        length: events of history at most.
-        with_target: whether the window includes the target, then its only event with weight 1.
-    """
-    begin = np.maximum(start, target - length)
-    return Windows(begin, target - begin + int(with_target), target - begin)
+    def _similar(
+        self,
+        windows_of: Callable[[np.ndarray], Windows],
+        take: Take,
+        first: int,
+        targets: int,
+        seed: int,
+    ) -> Windows:
+        """The windows of the batch that begins at `first`: which ones follows from that place."""
+        block, batches = block_of(first // self.rows, targets, self.rows, self.lookahead)
+        windows = windows_of(take(block * self.rows, batches * self.rows))
+        # Sorted by bucket and not by length, so that a batch still mixes the lengths it can hold.
+        bucket = np.searchsorted(np.array(sorted(self.buckets)), windows.context)
+        order = np.argsort(bucket, kind="stable").reshape(batches, self.rows)
+        turn = np.random.default_rng((seed, block)).permutation(batches)
+        chosen = order[turn[first // self.rows - block]]
+        return windows.take(chosen)
 
 
 class _Batches(grain.IterDataset):
@@ -279,10 +313,12 @@ class _BatchIterator(grain.DatasetIterator):
 
     def _take(self, first: int, count: int) -> np.ndarray:
         end = self._ahead_from + len(self._ahead)
-        if not self._ahead_from <= self._next <= first + count <= end:
-            # From the batch's own place on, for it may ask for more, or for less than it used.
-            self._ahead = self._order.take(self._next, first + count - self._next + BLOCK)
-            self._ahead_from = self._next
+        # From the batch's own place on, for it may ask for more, or for less than it used; a batch
+        # that is composed with others asks for places before its own.
+        begin = min(first, self._next)
+        if not self._ahead_from <= begin <= first + count <= end:
+            self._ahead = self._order.take(begin, first + count - begin + BLOCK)
+            self._ahead_from = begin
         skipped = first - self._ahead_from
         return self._ahead[skipped : skipped + count]
 
@@ -298,10 +334,6 @@ def _stream(draw: Draw, numbers: int, fingerprint: dict[str, Any]) -> BatchStrea
     return BatchStream(_Batches(order, draw), fingerprint, order.per_epoch)
 
 
-def _lay_rows(flat: FlatEvents, windows: Windows, rows: int, width: int) -> Events:
-    return lay_events(flat, windows, one_a_row(len(windows.size)), rows=rows, width=width)
-
-
 def _fingerprint(
     component: UserCentric | TargetCentric,
     histories: Histories,
@@ -315,9 +347,10 @@ def _fingerprint(
     checksum = zlib.crc32(np.ascontiguousarray(split.train_end))
     checksum = zlib.crc32(np.ascontiguousarray(histories.offsets), checksum)
     checksum = zlib.crc32(np.ascontiguousarray(histories.item[::step]), checksum)
+    fields = dataclasses.asdict(component)
     return {
         "pipeline": type(component).__name__,
-        **dataclasses.asdict(component),
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
         "seed": seed,
         "host": host,
         "hosts": hosts,

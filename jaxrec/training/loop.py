@@ -304,6 +304,11 @@ class _Run:
             )
         if size == 1:
             return self._place(batches[0], 0), 1
+        if len({jax.tree.leaves(batch)[0].shape for batch in batches}) > 1:
+            raise ValueError(
+                f"the batches come in several widths (a feed with buckets), which one dispatch of "
+                f"{size} steps cannot take together. Set fit.steps_per_call=1, or feed.buckets=()."
+            )
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
         return self._place(stacked, 1), count
 

@@ -88,6 +88,14 @@ def test_times_count_from_the_first_event_of_the_log():
     assert batch.events.time.tolist() == [[10, 20, 0, 0], [0, 0, 0, 0]]
 
 
+def test_events_of_cases_know_their_user_and_those_given_by_hand_do_not():
+    histories = histories_of([[0, 1, 2], [1, 2]])
+    batch = next(case_batches(histories, np.array([2, 4]), length=4, rows=2))
+    assert batch.events.user.tolist() == [[0, 0, -1, -1], [1, -1, -1, -1]]
+    batch = next(history_batches([[0, 1]], num_items=3, length=4, rows=1))
+    assert batch.events.user.tolist() == [[-1] * 4]
+
+
 def test_histories_given_by_hand():
     batches = list(
         history_batches(

@@ -42,7 +42,8 @@ def test_every_training_event_is_the_target_of_one_window(lengths, shape):
     split = LeaveOneOut()(histories)
     windows = training_windows(histories, split, length=length, context=context)
     targets = []
-    for begin, size, reread in zip(*windows):
+    for begin, size, reread, user in zip(*windows):
+        assert histories.offsets[user] <= begin < histories.offsets[user + 1]
         assert size - reread >= 1
         assert size <= length
         owner = histories.user_of(np.array([begin, begin + size - 1]))

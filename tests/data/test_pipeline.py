@@ -20,6 +20,7 @@ COMPONENTS = [
     UserCentric(length=8, rows=4, context=3),
     TargetCentric(length=5, rows=6),
     TargetCentric(length=5, rows=6, min_history=2),
+    TargetCentric(length=9, rows=6, buckets=(2, 5), lookahead=4),
 ]
 
 
@@ -90,7 +91,7 @@ def test_packed_epoch_equals_the_plain_windows(context):
     drawn = ShuffledBlocks(len(windows.size), seed=9).take(0, stream.get_state()["next"])
     expected = []
     for number in drawn.tolist():
-        begin, size, reread = (int(column[number]) for column in windows)
+        begin, size, reread, _ = (int(column[number]) for column in windows)
         expected.append(
             (
                 tuple(range(begin, begin + size)),
@@ -107,6 +108,9 @@ def test_target_centric_rows():
     targets = []
     for batch in one_epoch(stream):
         assert batch.item.shape == (6, 6)
+        # Right-aligned: the target is the last column, whatever the history.
+        assert np.all(batch.weight[:, -1] == 1)
+        assert np.all(np.diff(batch.segment, axis=1) >= 0)
         for items, positions, weights in segments_of(batch):
             target = items[-1]
             user = int(histories.user_of(np.array([target]))[0])
@@ -118,6 +122,77 @@ def test_target_centric_rows():
     expected = set(training_positions(histories, split).tolist())
     assert set(targets) == expected - set(histories.offsets[:-1].tolist())
     assert len(targets) - len(set(targets)) < 6
+
+
+def bucketed(**options):
+    return TargetCentric(length=9, rows=6, min_history=1, buckets=(4, 2), **options)
+
+
+def test_every_target_comes_once_an_epoch_also_in_buckets():
+    histories, split = prepared()
+    stream = bucketed(lookahead=5)(histories, split, seed=0)
+    plain = TargetCentric(length=9, rows=6, min_history=1)(histories, split, seed=0)
+    targets = []
+    for epoch in (1, 2, 3):
+        while stream.epoch < epoch:
+            batch = next(stream)
+            targets += batch.item[:, -1].tolist()
+            width = batch.item.shape[1] - 1
+            assert width in (2, 4, 9)
+            # Some history needs the width, and none was cut short of its nine events.
+            longest = int((batch.segment[:, :-1] > 0).sum(1).max())
+            assert {2: 0, 4: 2, 9: 4}[width] < max(longest, 1) <= width
+    drawn = [each for _ in range(len(targets) // 6) for each in next(plain).item[:, -1].tolist()]
+    # The same targets; those of an epoch lie in its own batches, up to the one that two share.
+    assert sorted(targets) == sorted(drawn)
+    count = stream.numbers_per_epoch
+    assert len(set(targets[: -(-count // 6) * 6])) == count
+
+
+def test_histories_do_not_depend_on_buckets():
+    histories, split = prepared()
+    rows = {}
+    for component in (bucketed(), TargetCentric(length=9, rows=6, min_history=1)):
+        stream = component(histories, split, seed=0)
+        found = [row for batch in one_epoch(stream) for row in segments_of(batch)]
+        rows[component] = {items[-1]: items for items, *_ in found}
+    first, second = rows.values()
+    assert first == second
+
+
+def test_buckets_save_padding():
+    histories, split = prepared()
+
+    def padding(component):
+        batches = one_epoch(component(histories, split, seed=0))
+        cells = sum(batch.segment[:, :-1].size for batch in batches)
+        return 1 - sum(int((batch.segment[:, :-1] > 0).sum()) for batch in batches) / cells
+
+    plain = padding(TargetCentric(length=9, rows=6, min_history=1))
+    assert padding(bucketed(lookahead=16)) < 0.6 * plain
+
+
+def test_batches_of_all_widths_are_mixed():
+    """Whoever trains on sorted lengths forgets the short histories while he sees the long ones."""
+    lengths = np.random.default_rng(0).geometric(1 / 9, 2000).clip(2, 50)
+    histories = distinct(lengths)
+    component = TargetCentric(length=20, rows=64, buckets=(2, 4, 8), lookahead=16)
+    stream = component(histories, LeaveOneOut()(histories), seed=0)
+    widths = np.array([next(stream).item.shape[1] for _ in range(16 * 6)]).reshape(6, 16)
+    assert all(len(set(block)) >= 3 for block in widths.tolist())
+    assert len({tuple(block) for block in widths.tolist()}) == 6
+    assert any(np.any(np.diff(block) < 0) for block in widths)
+
+
+def test_events_know_their_user():
+    histories, split = prepared()
+    for component in COMPONENTS:
+        batch = next(component(histories, split, seed=0))
+        there = batch.segment > 0
+        # Every event of these logs has its own item, the flat position.
+        expected = histories.user_of(batch.item[there].astype(np.int64))
+        assert batch.user[there].tolist() == expected.tolist()
+        assert np.all(batch.user[~there] == -1)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -199,6 +274,12 @@ def test_impossible_settings():
         (lambda: TargetCentric(rows=0), "must both be positive"),
         (lambda: UserCentric(length=4, context=4), r"must be in 0\.\.3"),
         (lambda: TargetCentric(min_history=-1), "min_history=-1"),
+        (lambda: TargetCentric(length=8, buckets=(4, 8)), r"must lie in 1\.\.7"),
+        (lambda: TargetCentric(lookahead=0), "lookahead=0"),
+        (
+            lambda: TargetCentric(buckets=(4,))(histories, split, seed=0, hosts=2),
+            "on 2 hosts .* Set buckets",
+        ),
         (lambda: UserCentric()(histories, split, seed=-1), "seed -1"),
         (lambda: UserCentric()(histories, split, seed=0, host=2, hosts=2), "host 2 is not"),
         (lambda: UserCentric(rows=7)(histories, split, seed=0, hosts=2), "do not divide"),

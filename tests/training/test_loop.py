@@ -234,6 +234,21 @@ def test_batches_must_go_on(tmp_path, one):
         run(tmp_path, one, batches=Ends())
 
 
+class Widths(Stream):
+    """Batches of two widths in turn, as a feed with buckets gives them."""
+
+    def __next__(self):
+        made = super().__next__()
+        made["item"] = made["item"][:, : 2 + self.at % 2]
+        return made
+
+
+def test_batches_of_several_widths(tmp_path, one):
+    assert run(tmp_path / "one", one, batches=Widths()).state.step == 30
+    with pytest.raises(ValueError, match=r"one dispatch of 2 steps .*steps_per_call=1"):
+        run(tmp_path / "two", one, batches=Widths(), steps_per_call=2, checkpoint_every=10)
+
+
 def test_more_writers_and_labels(tmp_path, one, plain):
     shared = JsonLines(tmp_path / "all.jsonl", stage=1)
     JsonLines(tmp_path / "all.jsonl", stage=0).write(7, {"loss": 1.0})
