@@ -20,7 +20,7 @@ from jaxrec.representation import (
     Whiten,
     WordLlama,
 )
-from jaxrec.tokenization import ExtraDigit, Keep, Reassign, ResidualKMeans, Tokenizer
+from jaxrec.tokenization import ExtraDigit, Keep, Reassign, ResidualKMeans, RqVae, Tokenizer
 
 GOLDEN = {
     "MovieLens100K": (MovieLens100K(), "f5eeb9e401e12c07"),
@@ -35,6 +35,7 @@ GOLDEN = {
     "Tokenizer": (Tokenizer(), "46c4e92baeb76bdd"),
     "Tokenizer, reassigned": (Tokenizer(ResidualKMeans(2, 16), Reassign()), "e84c2c35090a6c3f"),
     "Tokenizer, kept": (Tokenizer(ResidualKMeans(2, 16), Keep()), "81926e4c0e437516"),
+    "Tokenizer of an RQ-VAE": (Tokenizer(RqVae()), "df7e45051a439b9a"),
     "ExtraDigit": (ExtraDigit(capacity=8), "c63c9893df4b9fd5"),
 }
 

@@ -7,6 +7,7 @@ guessed from both sides. To ask what comes next, a MASK is put at the end.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,7 @@ from jaxrec.backbones.item_transformer import (
     split_keys,
     zeros,
 )
+from jaxrec.backbones.layers import apply_module
 from jaxrec.backbones.masks import TokenMetadata, compile_mask, same_segment
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
@@ -78,6 +80,9 @@ class Bert4Rec:
     dtype: str = "float32"
     """Type of the arithmetic; parameters, norms and softmax stay float32."""
     initial_scale: float = 0.02
+
+    reads_both_sides: ClassVar[bool] = True
+    """The state at an event knows the event: the objective must mask what it asks for."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -169,13 +174,13 @@ class Bert4Rec:
         """What masked events are guessed from, with a 1 at the end."""
         x = jnp.take(params["items"]["table"], batch.item, axis=0, mode="clip")
         x = x + jnp.take(params["positions"]["table"], batch.position, axis=0, mode="clip")
-        x = LayerNorm().apply({"params": params["input_norm"]}, x.astype(self.dtype))
+        x = apply_module(LayerNorm(), params["input_norm"], x.astype(self.dtype))
         any_dropout = self.dropout + self.attention_dropout > 0
         input_key, layer_keys = split_keys(key, any_dropout, self.layers)
         if input_key is not None and self.dropout:
             x = drop(x, draw_kept(input_key, x.shape, self.dropout), self.dropout)
         mask = compile_mask(same_segment, TokenMetadata(batch.segment, batch.position))
-        x = ItemLayers(self.stack).apply({"params": params["layers"]}, x, mask, layer_keys)
+        x = apply_module(ItemLayers(self.stack), params["layers"], x, mask, layer_keys)
         guess = Guess(num_items(space), self.width, self.initial_scale)
-        x, _ = guess.apply({"params": params["guess"]}, x)
+        x, _ = apply_module(guess, params["guess"], x)
         return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)

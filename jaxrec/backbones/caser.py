@@ -22,7 +22,7 @@ from jaxrec.backbones.item_states import (
     state_after,
 )
 from jaxrec.backbones.item_transformer import Affine, ItemTable, zeros
-from jaxrec.backbones.layers import normal
+from jaxrec.backbones.layers import apply_module, normal
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
 
@@ -169,10 +169,10 @@ class Caser:
         )
         flat = window.reshape(-1, self.window, self.width)
         convolutions = Convolutions(self.horizontal, self.vertical)
-        x = convolutions.apply({"params": params["convolutions"]}, flat)
+        x = apply_module(convolutions, params["convolutions"], flat)
         if key is not None and self.dropout:
             x = drop(x, draw_kept(key, x.shape, self.dropout), self.dropout)
-        x = jax.nn.relu(self._dense.apply({"params": params["dense"]}, x))
+        x = jax.nn.relu(apply_module(self._dense, params["dense"], x))
         x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=-1)
         return x.reshape(*batch.item.shape, -1)
 

@@ -34,6 +34,7 @@ from jaxrec.backbones.layers import (
     Embedding,
     Layers,
     Stack,
+    apply_module,
     logical_axes,
     rope_rotation,
     unbox,
@@ -214,14 +215,14 @@ class Decoder:
             x = self._drop_input(x, input_key)
             states, _ = self._run(params, x, metadata, keys=layer_keys)
             head = CodeHead(self.head, space, self.head_layers)
-            logits = _apply(head, params["head"], states, prefix, None, head_key)
+            logits = apply_module(head, params["head"], states, prefix, None, head_key)
         else:
             x = follow(bos, flatten_levels(vectors), mark_first_code(starts, space.levels))
             metadata = code_metadata(batch.segment, batch.position, space.levels)
             x = self._drop_input(x, input_key)
             states, _ = self._run(params, x, metadata, keys=layer_keys)
             states = jnp.moveaxis(states.reshape(*batch.item.shape, space.levels, -1), 2, 0)
-            logits = _apply(CodeLogits(self.stack, space), params["head"], states)
+            logits = apply_module(CodeLogits(self.stack, space), params["head"], states)
         return jnp.moveaxis(logits, 0, 2)
 
     def prefill(
@@ -295,7 +296,7 @@ class Decoder:
             prefix = jnp.take_along_axis(cache.prefix, parents[..., None], axis=1)
             prefix = prefix if chosen is None else prefix + chosen
             head = CodeHead(self.head, space, self.head_layers)
-            logits = _apply(head, params["head"], cache.user[:, None], prefix, level)
+            logits = apply_module(head, params["head"], cache.user[:, None], prefix, level)
             return logits, cache._replace(prefix=prefix)
         pick = parents[None, :, :, None, None, None]
         cache = cache._replace(
@@ -306,14 +307,14 @@ class Decoder:
             states = jnp.broadcast_to(cache.user[:, None], (*codes.shape, cache.user.shape[-1]))
         else:
             states, cache = self._append(params, cache, chosen, level)
-        return _apply(CodeLogits(self.stack, space), params["head"], states, level), cache
+        return apply_module(CodeLogits(self.stack, space), params["head"], states, level), cache
 
     def _append(
         self, params: PyTree, cache: FlatCache, x: Array, level: int | Array
     ) -> tuple[Array, FlatCache]:
         """Runs one more token per beam through the layers."""
         rotation = self._rotation(cache.position[:, None] + level)
-        states, (beam_keys, beam_values) = _apply(
+        states, (beam_keys, beam_values) = apply_module(
             Layers(self.stack, keep=True),
             params["history"],
             x,
@@ -336,7 +337,7 @@ class Decoder:
         mask = compile_mask(packed, metadata)
         rotation = self._rotation(metadata.position)
         layers = Layers(self.stack, keep)
-        return _apply(layers, params["history"], x, rotation, mask, None, keys)
+        return apply_module(layers, params["history"], x, rotation, mask, None, keys)
 
     def _dropout_keys(self, key: Array | None) -> tuple[Array | None, ...]:
         """Keys of the input, of every layer, and of the head; None where nothing is dropped."""
@@ -353,7 +354,7 @@ class Decoder:
         return rope_rotation(positions, self.stack.head_size, self.rope_base)
 
     def _tokens(self, params: PyTree, tokens: Array, space: TokenSpace) -> Array:
-        return _apply(Embedding(self.stack, space.vocabulary), params["tokens"], tokens)
+        return apply_module(Embedding(self.stack, space.vocabulary), params["tokens"], tokens)
 
     def _code_vectors(
         self, params: PyTree, tables: Tables, item: Array, space: TokenSpace
@@ -364,7 +365,7 @@ class Decoder:
         return self._tokens(params, tokens, space)
 
     def _merge(self, params: PyTree, total: Array, item: Array) -> Array:
-        return _apply(MergeCodes(self.stack, self.item_buckets), params["merge"], total, item)
+        return apply_module(MergeCodes(self.stack, self.item_buckets), params["merge"], total, item)
 
     def _boxed(self, key: Array, space: TokenSpace) -> PyTree:
         """Initialises every piece on the smallest input it takes."""
@@ -392,7 +393,3 @@ class Decoder:
 def _init(decoder: Decoder, key: Array, space: TokenSpace) -> PyTree:
     """Compiled, so that the arithmetic of the pieces, whose results nobody reads, is dropped."""
     return unbox(decoder._boxed(key, space))
-
-
-def _apply(module: nn.Module, params: PyTree, *inputs: Any) -> Any:
-    return module.apply({"params": params}, *inputs)

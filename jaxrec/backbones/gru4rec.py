@@ -23,7 +23,7 @@ from jaxrec.backbones.item_states import (
     state_after,
 )
 from jaxrec.backbones.item_transformer import Affine, ItemTable, zeros
-from jaxrec.backbones.layers import normal, project
+from jaxrec.backbones.layers import apply_module, normal, project
 from jaxrec.backbones.sequences import follow, segment_starts
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
@@ -175,7 +175,7 @@ class Gru4Rec:
             x = drop(x, draw_kept(keys[0], x.shape, self.dropout), self.dropout)
         for layer in range(self.layers):
             unit = GatedRecurrentUnit(self.hidden)
-            x = unit.apply({"params": params[f"layer_{layer}"]}, x, starts)
+            x = apply_module(unit, params[f"layer_{layer}"], x, starts)
             if keys is not None:
                 x = drop(x, draw_kept(keys[layer + 1], x.shape, self.dropout), self.dropout)
-        return self._output.apply({"params": params["output"]}, x)
+        return apply_module(self._output, params["output"], x)

@@ -340,6 +340,11 @@ def unbox(boxed: PyTree) -> PyTree:
     return nn.meta.unbox(boxed)
 
 
+def apply_module(module: nn.Module, params: PyTree, *inputs: Any, **named: Any) -> Any:
+    """A module's output, as a function of its parameters."""
+    return module.apply({"params": params}, *inputs, **named)
+
+
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")

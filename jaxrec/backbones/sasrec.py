@@ -26,6 +26,7 @@ from jaxrec.backbones.item_transformer import (
     Norms,
     split_keys,
 )
+from jaxrec.backbones.layers import apply_module
 from jaxrec.backbones.masks import TokenMetadata, compile_mask, packed
 from jaxrec.backbones.sequences import follow, segment_starts
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
@@ -162,4 +163,4 @@ class SasRec:
             x = drop(x, draw_kept(input_key, x.shape, self.dropout), self.dropout)
         mask = compile_mask(packed, TokenMetadata(batch.segment, batch.position))
         layers = ItemLayers(self.stack)
-        return layers.apply({"params": params["layers"]}, x.astype(self.dtype), mask, layer_keys)
+        return apply_module(layers, params["layers"], x.astype(self.dtype), mask, layer_keys)

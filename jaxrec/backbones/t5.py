@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxrec.backbones import cost
 from jaxrec.backbones.heads import level_logits
-from jaxrec.backbones.layers import logical_axes, normal, project, unbox
+from jaxrec.backbones.layers import apply_module, logical_axes, normal, project, unbox
 from jaxrec.backbones.t5_layers import Decoder, Encoder, KeyValues, T5Shape
 from jaxrec.types import SPECIAL_TOKENS, Events, PyTree, Tables, TokenSpace
 
@@ -90,6 +89,9 @@ class T5:
     """Type of the arithmetic; parameters, norms, softmax and logits stay float32."""
     initial_factor: float = 1.0
     """Factor of all initial scales, which are Mesh TensorFlow's."""
+
+    answers_last_only: ClassVar[bool] = True
+    """`forward` answers for the last event of a row: the feed must put the targets there."""
 
     def __post_init__(self) -> None:
         if self.user_buckets < 0:
@@ -186,7 +188,7 @@ class T5:
         written = (target + jnp.asarray(space.offsets, target.dtype))[:, :-1]
         start = jnp.full((item.shape[0], 1), BOS, written.dtype)
         x = self._vectors(params, jnp.concatenate([start, written], axis=1))
-        x, _ = _apply(
+        x, _ = apply_module(
             Decoder(self.decoder), params["decoder"], x, states, exists, keys=decoder_keys
         )
         logits = self._logits(params, jnp.swapaxes(x, 0, 1)[:, :, None], space)
@@ -246,7 +248,7 @@ class T5:
             tokens = jnp.asarray(space.offsets, codes.dtype)[level - 1] + codes
         pick = parents[None, :, :, None, None, None]
         slots = KeyValues(*(jnp.take_along_axis(each, pick, axis=2) for each in cache.slots))
-        x, slots = _apply(
+        x, slots = apply_module(
             Decoder(self.decoder),
             params["decoder"],
             self._vectors(params, tokens),
@@ -292,7 +294,7 @@ class T5:
             tokens = jnp.where(here, bucket[:, None], jnp.pad(tokens, ahead))
             exists = jnp.where(here, (user >= 0)[:, None], jnp.pad(exists, ahead))
         x = self._vectors(params, tokens)
-        return _apply(Encoder(self.encoder), params["encoder"], x, exists, keys), exists
+        return apply_module(Encoder(self.encoder), params["encoder"], x, exists, keys), exists
 
     def _dropout_keys(self, key: Array | None) -> tuple[Array | None, Array | None]:
         """Keys of both stacks: input, output, every layer; None where nothing is dropped."""
@@ -353,7 +355,3 @@ def codes_of_table(table: Float[Array, "v d"], space: TokenSpace) -> Float[Array
 def _init(t5: T5, key: Array, space: TokenSpace) -> PyTree:
     """Compiled, so that the arithmetic of the pieces, whose results nobody reads, is dropped."""
     return unbox(t5._boxed(key, space))
-
-
-def _apply(module: nn.Module, params: PyTree, *inputs: Any, **named: Any) -> Any:
-    return module.apply({"params": params}, *inputs, **named)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import grain
 import numpy as np
@@ -194,6 +194,9 @@ class TargetCentric:
     """Lengths of history of the narrower batches, for example (4, 8, 12); on one host only."""
     lookahead: int = 16
     """Batches whose windows are sorted together; read only with buckets."""
+
+    targets_last: ClassVar[bool] = True
+    """Every row has one target, and it is the last column."""
 
     def __post_init__(self) -> None:
         _check_sizes("TargetCentric", self.length, self.rows)

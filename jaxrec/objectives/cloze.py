@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ class Cloze:
     """Share of histories that mask their last event only."""
     objective: Any = ItemSoftmax()
     """What the guesses are judged by."""
+
+    masks_events: ClassVar[bool] = True
+    """Networks that read both sides of an event cannot see what they are asked."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1 or not 0 <= self.last <= 1:

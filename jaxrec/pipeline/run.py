@@ -16,21 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.decoding.catalogue import Catalogue, build_catalogue
-from jaxrec.decoding.inner_product import InnerProduct
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.files import json_hash, lock, read_json, sweep_leftovers, write_json
 from jaxrec.objectives.item_sampled import POPULARITY
 from jaxrec.parallel import MeshShape, make_mesh
 from jaxrec.pipeline import stages
 from jaxrec.pipeline.cache import keep_programs, open_artefact
+from jaxrec.pipeline.checks import check_cases, check_codebooks, check_recipe
 from jaxrec.pipeline.judge import judge
 from jaxrec.pipeline.report import tell_data, tell_tokens, write_results
 from jaxrec.pipeline.stages import Prepared, Tokens, Vectors, Workplace
 from jaxrec.recipe import Recipe, load_recipe, to_json
-from jaxrec.tokenization.item_ids import ItemIds
 from jaxrec.tracking import JsonLines
 from jaxrec.training.book import FitResult
-from jaxrec.training.ranking import Ranker, is_retriever
+from jaxrec.training.ranking import Ranker
 from jaxrec.training.supervised import StageContext
 from jaxrec.types import PyTree, Tables, TokenSpace
 
@@ -111,91 +110,6 @@ def _make_folder(place: Workplace) -> None:
             f"{place.folder} cannot be written ({error.strerror}). Choose another folder with "
             "--runs, or mend this one."
         ) from None
-
-
-def check_codebooks(recipe: Recipe, items: int) -> None:
-    """Finds before vectors are made that there are fewer items than codes.
-
-    Raises:
-        ValueError: a level asks for more codes than the catalogue has items.
-    """
-    quantizer = getattr(recipe.tokenizer, "quantizer", None)
-    largest = max(getattr(quantizer, "asked_sizes", (0,)))
-    if largest > items:
-        raise ValueError(
-            f"tokenizer.quantizer.codes asks for {largest} codes of a level, and the catalogue has "
-            f"{items} items; use at most {items}, and better far fewer."
-        )
-
-
-def check_cases(recipe: Recipe, data: Prepared) -> None:
-    """Finds before semantic IDs are made that there is nothing to judge a generator by.
-
-    Raises:
-        ValueError: the split leaves no test case, or no validation case where one is needed.
-    """
-    validates = any(getattr(stage.fit, "validate_every", 0) for stage in recipe.stages)
-    for name, cases, needed in (
-        ("test", data.split.test, True),
-        ("validation", data.split.validation, validates),
-    ):
-        if needed and not len(cases):
-            longest = int(data.histories.lengths.max(initial=0))
-            raise ValueError(
-                f"the split {data.split.name} leaves no {name} case; the longest history has "
-                f"{longest} event(s). Choose another --data.split, or a log with longer histories."
-            )
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Finds before any work what would fail after the semantic IDs are made.
-
-    Raises:
-        ValueError: the mesh does not fit the devices, rows do not divide over it, the lists are
-            shorter than a cutoff that they are judged by, or the decoding is not one that the
-            network can be asked by.
-    """
-    check_decoding(recipe)
-    mesh = make_mesh(recipe.mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = {"evaluation.rows": recipe.evaluation.rows}
-    for number, stage in enumerate(recipe.stages):
-        sizes[f"stages.{number}.feed.rows"] = stage.feed.rows // stage.fit.microbatches
-    for name, rows in sizes.items():
-        if rows < 1 or rows % parts:
-            raise ValueError(
-                f"{name} gives {rows} row(s) a micro-batch, which do not divide over data x fsdp = "
-                f"{parts} device(s); use a multiple of {parts}."
-            )
-    longest = max(recipe.evaluation.cutoffs)
-    if recipe.decoding.k < longest:
-        raise ValueError(
-            f"evaluation.cutoffs asks for the first {longest} places, and decoding.k="
-            f"{recipe.decoding.k} gives shorter lists; raise decoding.k or lower the cutoffs."
-        )
-
-
-def check_decoding(recipe: Recipe) -> None:
-    """Finds before any work that a retriever was given a trie to walk, or a generator none.
-
-    Raises:
-        ValueError: network, tokenizer and decoding do not go together.
-    """
-    network, decoding = type(recipe.generator).__name__, type(recipe.decoding).__name__
-    retrieves = is_retriever(recipe.generator)
-    if retrieves != isinstance(recipe.decoding, InnerProduct):
-        right = "InnerProduct(...)" if retrieves else "BeamSearch(...) or ExactScoring(...)"
-        kind = "a retriever" if retrieves else "a generator of semantic IDs"
-        raise ValueError(f"{network} is {kind} and cannot be asked by {decoding}; use {right}.")
-    if recipe.evaluation.mix_transitions and not retrieves:
-        raise ValueError(
-            f"evaluation.mix_transitions needs a retriever, which scores every item at once; "
-            f"{network} is not one. Leave it off."
-        )
-    if retrieves != isinstance(recipe.tokenizer, ItemIds):
-        right = "ItemIds()" if retrieves else "Tokenizer(...) or PublishedIds(...)"
-        tokenizer = type(recipe.tokenizer).__name__
-        raise ValueError(f"{network} does not go with tokenizer={tokenizer}; use {right}.")
 
 
 def claim(recipe: Recipe, folder: Path) -> None:

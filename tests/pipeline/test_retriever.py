@@ -6,14 +6,20 @@ import json
 import numpy as np
 import pytest
 
+from jaxrec.backbones.bert4rec import Bert4Rec
 from jaxrec.backbones.decoder import Decoder
 from jaxrec.backbones.sasrec import SasRec
+from jaxrec.backbones.t5 import T5
+from jaxrec.data.pipeline import UserCentric
 from jaxrec.decoding import BeamSearch, InnerProduct
+from jaxrec.evaluation.mixture import ChosenWeight
 from jaxrec.evaluation.ranks import read_ranks
 from jaxrec.evaluation.report import read_report
+from jaxrec.objectives.cloze import Cloze
 from jaxrec.objectives.item_softmax import ItemSoftmax
+from jaxrec.pipeline.checks import check_recipe, check_supervision
 from jaxrec.pipeline.recommend import recommend_histories
-from jaxrec.pipeline.run import check_recipe, open_finished, run
+from jaxrec.pipeline.run import open_finished, run
 from jaxrec.recipe import from_json, replace, to_json
 from jaxrec.representation import NoVectors
 from jaxrec.tokenization import ItemIds
@@ -62,7 +68,7 @@ def test_weight_zero_is_the_retriever_itself(folder, monkeypatch):
     opened = open_finished(folder)
     histories, model = opened.data.histories, opened.model
     monkeypatch.setattr(
-        mixing, "choose_weight", lambda *_, **__: mixing.ChosenWeight(0.0, {0.0: 1.0})
+        mixing, "choose_weight", lambda *_, **__: ChosenWeight(0.0, {0.0: 1.0})
     )
     positions = np.asarray(opened.data.split.test)
     items = np.asarray(histories.item)
@@ -114,6 +120,19 @@ def test_the_recipe_survives_json(recipe):
 def test_what_does_not_go_together_is_refused_before_any_work(recipe, field, value, message):
     with pytest.raises(ValueError, match=message):
         check_recipe(replace(recipe, field, value))
+
+
+@pytest.mark.parametrize(
+    ("generator", "field", "value", "message"),
+    [
+        (T5(), "stages.0.feed", UserCentric(), "answers for the last event.*use TargetCentric"),
+        (Bert4Rec(), "stages.0.objective", ItemSoftmax(), r"use Cloze\(...\)"),
+        (SasRec(), "stages.0.objective", Cloze(), "an objective that masks nothing"),
+    ],
+)
+def test_what_would_train_on_its_own_answers_is_refused(recipe, generator, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_supervision(replace(replace(recipe, "generator", generator), field, value))
 
 
 def test_a_tokenizer_and_a_mix_are_refused_likewise(recipe, small):
