@@ -59,7 +59,7 @@ WITHOUT_TIMES = ("ml-1m",)
 STEPS = {
     "beauty": {
         "sasrec-ce": 2000, "sasrec-bce": 5000, "sasrec-sampled": 2000, "bert4rec": 2000,
-        "gru4rec": 2000, "caser": 2000, "decoder": 1000, "tiger": 4800,
+        "gru4rec": 2000, "caser": 2000, "decoder": 1000, "tiger": 3000,
     },
     "sports": {
         "sasrec-ce": 2500, "sasrec-bce": 6000, "sasrec-sampled": 2500, "bert4rec": 2000,
@@ -89,11 +89,11 @@ WITH_POSITIONS = ("sasrec-ce", "sasrec-bce", "sasrec-sampled", "bert4rec")
 """Methods whose network has a table of positions as long as the history."""
 
 MORE = {
-    # 2.3 epochs, all that this table could pay for, in small batches that make the most of them;
+    # 1.5 epochs, all that this table could pay for, in small batches that make the most of them;
     # validation by beams is dear.
     ("beauty", "tiger"): (
         *("--stages.0.feed.rows", "64", "--stages.0.fit.microbatches", "4"),
-        *("--stages.0.validation-cases", "500", "--stages.0.fit.validate-every", "1200"),
+        *("--stages.0.validation-cases", "500", "--stages.0.fit.validate-every", "1000"),
     ),
     ("sports", "decoder"): ("--generator.item-buckets", "18432"),
     ("ml-1m", "decoder"): ("--generator.item-buckets", "3584"),

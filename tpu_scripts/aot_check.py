@@ -124,7 +124,7 @@ def check(recipe: str, overrides: list[str], topology: str, items: int) -> list[
     single = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith("1x1") else {}
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices
     mesh = make_mesh(parsed.mesh, devices)
-    space = expected_space(parsed)
+    space = expected_space(parsed, items)
     rows = []
     for program, lower in (("training step", lower_training), ("answer", lower_decoding)):
         start = time.perf_counter()

@@ -204,9 +204,11 @@ def _answer_table(answer: Answer) -> str:
     if answer.unknown:
         lines.append(f"  not in the catalogue, left out: {', '.join(answer.unknown)}")
     for each in answer.recommendations:
-        lines.append(
-            f"  {each.rank:3d}. {each.title}  [item {each.item}, {each.semantic_id}, "
-            f"log-probability {each.score:.2f}]"
+        score = (
+            f"{each.semantic_id}, log-probability {each.score:.2f}"
+            if each.semantic_id
+            else f"inner product {each.score:.2f}"
         )
+        lines.append(f"  {each.rank:3d}. {each.title}  [item {each.item}, {score}]")
         lines += [f"         {why.text}" for why in each.reasons if why.kind != "score"]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrec.evaluation.baselines import count_transitions
 from jaxrec.pipeline.stages import Prepared
+from jaxrec.tokenization.item_ids import has_item_ids
 from jaxrec.tokenization.semantic_ids import SemanticIds, codes_as_text
 
 MOST_SHARED = 3
@@ -56,6 +57,8 @@ class Explainer:
     """int64[z], ascending: `a * n + b` for each item b that directly followed a in training."""
     pair_count: np.ndarray
     """int64[z]: how often it did."""
+    is_retriever: bool = False
+    """Whether scores are inner products; there are no semantic IDs then."""
 
     def __call__(
         self, history: np.ndarray, items: np.ndarray, scores: np.ndarray
@@ -70,7 +73,7 @@ class Explainer:
         Args:
             history: int[t], what the generator read, oldest first.
             items: int[r], the items of the answer.
-            scores: float[r], their log-probabilities.
+            scores: float[r], their log-probabilities, or a retriever's inner products.
         """
         distinct = dict.fromkeys(history[::-1].tolist())
         newest = np.array(list(distinct), np.int64)
@@ -79,7 +82,7 @@ class Explainer:
         counts = self._followed(newest[:LAST], items)
         found = []
         for row, (item, score) in enumerate(zip(items.tolist(), scores.tolist())):
-            reasons = [_score(score)]
+            reasons = [_score(score, self.is_retriever)]
             if item in distinct:
                 reasons.append(Reason("seen", "is in the history itself", {}))
             for place in nearest[row].tolist():
@@ -160,6 +163,7 @@ def explainer(data: Prepared, ids: SemanticIds) -> Explainer:
         place=more + 1,
         pair=sources * counted.num_items + counted.successor,
         pair_count=counted.count,
+        is_retriever=has_item_ids(ids),
     )
 
 
@@ -192,6 +196,9 @@ def semantic_text(codes: tuple[int, ...]) -> str:
     return codes_as_text(codes)
 
 
-def _score(score: float) -> Reason:
+def _score(score: float, is_retriever: bool) -> Reason:
+    if is_retriever:
+        text = f"inner product {score:.2f} of its vector with this history's"
+        return Reason("score", text, {"inner_product": score})
     text = f"log-probability {score:.2f} of its semantic ID after this history"
     return Reason("score", text, {"log_probability": score})

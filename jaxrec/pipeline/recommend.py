@@ -23,6 +23,7 @@ from jaxrec.parallel import shard_rows
 from jaxrec.pipeline.reasons import Explainer, Reason, semantic_text, title_of
 from jaxrec.pipeline.requests import Question, Request, parse_request, resolve
 from jaxrec.pipeline.run import Finished
+from jaxrec.tokenization.item_ids import has_item_ids
 from jaxrec.tracking import Progress
 from jaxrec.training.ranking import denied_width, pad_denied, rank_batch
 
@@ -38,8 +39,9 @@ class Recommendation:
     item: str
     title: str
     score: float
-    """Log-probability of the item's semantic ID given the history."""
+    """Log-probability of the item's semantic ID given the history; a retriever's inner product."""
     semantic_id: str
+    """Empty where the system knows items by their ids alone."""
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     """What can be said about it; empty where nobody asked."""
 
@@ -281,6 +283,7 @@ def _tell(
     titles, codes = run.data.titles, run.tokens.ids.codes
     names = np.asarray(run.data.histories.items)
     used = question.items[-run.recipe.evaluation.history :]
+    sparse = has_item_ids(run.tokens.ids)
     reasons = explain(used, items, scores) if explain else [[] for _ in items]
     recommendations = [
         Recommendation(
@@ -288,7 +291,7 @@ def _tell(
             item=str(names[item]),
             title=title_of(titles, item),
             score=score,
-            semantic_id=semantic_text(tuple(codes[item].tolist())),
+            semantic_id="" if sparse else semantic_text(tuple(codes[item].tolist())),
             reasons=why,
         )
         for rank, (item, score, why) in enumerate(

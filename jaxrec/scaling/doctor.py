@@ -73,7 +73,7 @@ def recipe_lines(recipe: Recipe, items: int) -> list[str]:
         recipe: what to foretell.
         items: size of the catalogue that is assumed.
     """
-    space, mesh = expected_space(recipe), make_mesh(recipe.mesh)
+    space, mesh = expected_space(recipe, items), make_mesh(recipe.mesh)
     costs = forecast(recipe, space)
     rows, length = recipe.stages[0].feed.batch_shape
     lines = [

@@ -21,6 +21,7 @@ from jaxrec.objectives.item_sampled import POPULARITY
 from jaxrec.parallel import replicated, rows_sharding
 from jaxrec.recipe import Recipe
 from jaxrec.tokenization.collisions import ExtraDigit
+from jaxrec.tokenization.item_ids import ItemIds
 from jaxrec.training.ranking import denied_width, rank_batch
 from jaxrec.training.state import abstract_state, state_shardings
 from jaxrec.training.step import lower_train_step, make_train_step
@@ -34,13 +35,19 @@ _COLLECTIVES = re.compile(
 )
 
 
-def expected_space(recipe: Recipe) -> TokenSpace:
+def expected_space(recipe: Recipe, items: int) -> TokenSpace:
     """The token space that the recipe asks for; the data may cap a level or fix the capacity.
+
+    Args:
+        recipe: its tokenizer decides.
+        items: size of the catalogue that is assumed; what sparse item ids are made of.
 
     Raises:
         ValueError: the quantizer does not know its sizes before it is fitted, as published IDs
             do not before they are read.
     """
+    if isinstance(recipe.tokenizer, ItemIds):
+        return TokenSpace((items,))
     collisions = recipe.tokenizer.collisions
     quantizer = getattr(recipe.tokenizer, "quantizer", recipe.tokenizer)
     sizes = getattr(quantizer, "asked_sizes", None)

@@ -13,6 +13,11 @@ from jaxrec.tokenization.semantic_ids import SemanticIds
 from jaxrec.types import TokenSpace
 
 
+def has_item_ids(ids: SemanticIds) -> bool:
+    """Whether an artefact holds sparse item ids, which say nothing about an item."""
+    return ids.quantizer == ItemIds.__name__
+
+
 @dataclasses.dataclass(frozen=True)
 class ItemIds:
     """Stands where `Tokenizer` stands in the recipes of retrievers, which learn a vector an item.

@@ -21,6 +21,8 @@ from t5_reference import bucket, reference_logits
 
 from jaxrec.backbones.t5 import T5, user_bucket
 from jaxrec.backbones.t5_layers import distance_bucket
+from jaxrec.decoding import BeamSearch, ExactScoring, Filters, build_catalogue
+from jaxrec.training.ranking import rank_batch
 from jaxrec.types import Events, Tables, TokenSpace
 
 # Heads whose sizes do not add up to the width, stacks of unequal depth, few distances a bucket.
@@ -195,6 +197,30 @@ def test_steps_continue_what_forward_computes(model, world):
     )
     for index, (level, row, beam) in enumerate(places):
         np.testing.assert_allclose(seen[level][1][row, beam], whole[index, 0, level], atol=2e-5)
+
+
+def test_wide_beams_equal_exact_scoring(world):
+    """TIGER answers by beams or by scoring everything: wide enough, they are one list."""
+    t5, params = BASE, random_params(BASE)
+    codes = np.unique(world.codes, axis=0)
+    catalogue = build_catalogue(codes, SPACE)
+    denied = jnp.asarray([[0, 7], [3, -1]], jnp.int32)
+    batch = histories_of([[3, 9, 27], [5]])
+    lists = [
+        rank_batch(
+            params,
+            Tables(jnp.asarray(world.codes)),
+            catalogue,
+            Filters(denied=denied),
+            batch,
+            generator=t5,
+            space=SPACE,
+            decoding=decoding,
+        )
+        for decoding in (BeamSearch(width=len(codes), k=9), ExactScoring(k=9))
+    ]
+    np.testing.assert_array_equal(lists[0].items, lists[1].items)
+    np.testing.assert_allclose(lists[0].scores, lists[1].scores, atol=1e-5)
 
 
 def test_the_sum_of_steps_is_the_likelihood_of_the_item(model, world):

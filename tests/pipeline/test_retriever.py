@@ -10,6 +10,7 @@ from jaxrec.backbones.bert4rec import Bert4Rec
 from jaxrec.backbones.decoder import Decoder
 from jaxrec.backbones.sasrec import SasRec
 from jaxrec.backbones.t5 import T5
+from jaxrec.cli import main
 from jaxrec.data.pipeline import UserCentric
 from jaxrec.decoding import BeamSearch, InnerProduct
 from jaxrec.evaluation.mixture import ChosenWeight
@@ -67,9 +68,7 @@ def test_weight_zero_is_the_retriever_itself(folder, monkeypatch):
 
     opened = open_finished(folder)
     histories, model = opened.data.histories, opened.model
-    monkeypatch.setattr(
-        mixing, "choose_weight", lambda *_, **__: ChosenWeight(0.0, {0.0: 1.0})
-    )
+    monkeypatch.setattr(mixing, "choose_weight", lambda *_, **__: ChosenWeight(0.0, {0.0: 1.0}))
     positions = np.asarray(opened.data.split.test)
     items = np.asarray(histories.item)
     mixed = mixing.mix_with_transitions(
@@ -104,6 +103,15 @@ def test_a_finished_retriever_answers(folder):
     listed = [each.item for each in answer.recommendations]
     assert len(set(listed)) == 5
     assert not set(listed) & set(names[:3])
+
+
+def test_its_answers_speak_of_inner_products(folder, capsys):
+    item = str(open_finished(folder).data.histories.items[0])
+    assert main(["recommend", str(folder), "--history", item, "--reasons"]) == 0
+    shown = capsys.readouterr().out
+    assert "inner product" in shown
+    assert "semantic" not in shown
+    assert "log-probability" not in shown
 
 
 def test_the_recipe_survives_json(recipe):
