@@ -66,7 +66,7 @@ STEPS = {
         "gru4rec": 2500, "caser": 2500, "decoder": 1500,
     },
     "ml-1m": {
-        "sasrec-ce": 4000, "sasrec-bce": 4000, "sasrec-sampled": 4000, "bert4rec": 6000,
+        "sasrec-ce": 1000, "sasrec-bce": 4000, "sasrec-sampled": 4000, "bert4rec": 6000,
         "gru4rec": 4000, "caser": 4000, "decoder": 3000, "tiger": 10000,
     },
     "ml-100k": {

@@ -122,10 +122,11 @@ class Gru4Rec:
         return (num_items(space) + 1) * self.width + recurrent + biases + output
 
     def flops(self, space: TokenSpace, rows: int, length: int) -> float:
-        """FLOPs of forward and backward of the layers and of a softmax over the catalogue."""
+        """FLOPs of forward and backward of the network; the objective adds its own scores."""
+        del space
         inputs = self.width + (self.layers - 1) * self.hidden
         weights = 3 * self.hidden * (inputs + self.layers * self.hidden)
-        weights += self.width * (self.hidden + num_items(space))
+        weights += self.width * self.hidden
         return BACKWARD * 2.0 * rows * length * weights
 
     def init(self, key: Array, space: TokenSpace) -> PyTree:

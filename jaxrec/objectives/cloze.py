@@ -43,6 +43,10 @@ class Cloze:
                 f"{self.last}."
             )
 
+    def flops(self, events: int, items: int, width: int) -> float:
+        """FLOPs of the scores of so many events, forward and backward."""
+        return self.objective.flops(events, items, width)
+
     def __call__(
         self,
         apply: Callable[[PyTree, Tables, Events, Array | None], Any],

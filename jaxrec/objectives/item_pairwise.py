@@ -96,6 +96,11 @@ class ItemPairwise:
                 f"and {self.regularisation}."
             )
 
+    def flops(self, events: int, items: int, width: int) -> float:
+        """FLOPs of the scores of so many events, forward and backward."""
+        del items
+        return 6.0 * events * (self.negatives + 1) * width
+
     def __call__(
         self,
         apply: Callable[[PyTree, Tables, Events, Array | None], tuple[Array, Array]],

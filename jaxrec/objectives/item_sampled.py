@@ -90,6 +90,11 @@ class ItemSampledSoftmax:
                 f"{self.negatives}, {self.temperature} and {self.exponent}."
             )
 
+    def flops(self, events: int, items: int, width: int) -> float:
+        """FLOPs of the scores of so many events, forward and backward."""
+        del items
+        return 6.0 * events * (events if self.draw == "in_batch" else self.negatives + 1) * width
+
     def __call__(
         self,
         apply: Callable[[PyTree, Tables, Events, Array | None], tuple[Array, Array]],

@@ -162,6 +162,10 @@ class ItemSoftmax:
                 f"{self.label_smoothing} and {self.temperature}."
             )
 
+    def flops(self, events: int, items: int, width: int) -> float:
+        """FLOPs of the scores of so many events, forward and backward."""
+        return 6.0 * events * items * width
+
     def __call__(
         self,
         apply: Callable[[PyTree, Tables, Events, Array | None], tuple[Array, Array]],

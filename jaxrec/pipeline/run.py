@@ -236,7 +236,7 @@ def stage_summary(
         "last_step": steps,
         "stopped": result.stopped,
         "seconds": round(result.seconds, 1),
-        "flops": steps * recipe.generator.flops(space, *stage.feed.batch_shape),
+        "flops": steps * stage.flops(recipe.generator, space),
         "validations": validations,
         "validation_cases": min(asked, available) if validations else 0,
     }

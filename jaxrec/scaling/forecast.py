@@ -73,11 +73,10 @@ def forecast(recipe: Recipe, space: TokenSpace) -> dict[str, float]:
         parameters; flops_per_step (forward and backward of one batch); state_bytes (float32
         parameters, two moments, one gradient).
     """
-    rows, length = recipe.stages[0].feed.batch_shape
     parameters = recipe.generator.parameters(space)
     return {
         "parameters": float(parameters),
-        "flops_per_step": recipe.generator.flops(space, rows, length),
+        "flops_per_step": recipe.stages[0].flops(recipe.generator, space),
         "state_bytes": 16.0 * parameters,
     }
 

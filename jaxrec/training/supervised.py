@@ -21,7 +21,7 @@ from jaxrec.evaluation.ranking import ranks_in_lists
 from jaxrec.tracking import MetricWriter
 from jaxrec.training.loop import FitOptions, FitResult, fit
 from jaxrec.training.optimizers import AdamW
-from jaxrec.training.ranking import Ranker, denied_width, pad_denied
+from jaxrec.training.ranking import Ranker, denied_width, is_retriever, pad_denied
 from jaxrec.training.step import LossFunction
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
@@ -86,6 +86,15 @@ class Supervised:
             return self.objective(apply, params, tables, batch, key)
 
         return loss
+
+    def flops(self, generator: Any, space: TokenSpace) -> float:
+        """FLOPs of a step by formula, forward and backward, padding included; of the widest batch
+        where the feed has several widths."""
+        rows, length = self.feed.batch_shape
+        network = generator.flops(space, rows, length)
+        if not is_retriever(generator):
+            return network
+        return network + self.objective.flops(rows * length, space.sizes[0], generator.width)
 
     def run(self, context: StageContext) -> FitResult:
         """Trains, or resumes, and returns the best parameters."""

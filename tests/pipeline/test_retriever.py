@@ -91,7 +91,9 @@ def test_the_training_record_tells_its_cost(folder, recipe):
     (stage,) = json.loads((folder / "report.json").read_text())["training"]["stages"]
     rows, length = recipe.stages[0].feed.batch_shape
     space = ItemIds()(items=[str(item) for item in range(120)])[0].space
-    assert stage["flops"] == stage["last_step"] * recipe.generator.flops(space, rows, length)
+    softmax = 6 * rows * length * 120 * 32
+    network = recipe.generator.flops(space, rows, length)
+    assert stage["flops"] == stage["last_step"] * (network + softmax)
     assert stage["validations"] == 2
     assert stage["validation_cases"] == 300
 
