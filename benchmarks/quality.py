@@ -114,8 +114,8 @@ def run_cell(cell: Cell, state: Path, machine_of: dict[str, Any]) -> dict[str, A
     """Runs or continues one cell, and records how that ended.
 
     Returns:
-        "command"; "seconds" over all sessions that ended by themselves; "error", or None;
-        "machine" of the last session.
+        "command"; "seconds" over all calls that ended by themselves; "error", or None;
+        "machine" of the last call.
     """
     path = state / "cells" / f"{cell.name}.json"
     before = read_json(path)["seconds"] if path.is_file() else 0.0

@@ -63,7 +63,7 @@ STEPS = {
     },
     "sports": {
         "sasrec-ce": 2500, "sasrec-bce": 6000, "sasrec-sampled": 2500, "bert4rec": 2000,
-        "gru4rec": 2500, "caser": 2500, "decoder": 1500,
+        "gru4rec": 2500, "caser": 2500, "decoder": 1500, "tiger": 5000,
     },
     "ml-1m": {
         "sasrec-ce": 1000, "sasrec-bce": 4000, "sasrec-sampled": 4000, "bert4rec": 6000,
@@ -150,7 +150,9 @@ class Cell:
         length = str(LENGTHS.get(self.dataset, ""))
         if not length or self.method in ("tiger",):
             return []
-        flags = ["--stages.0.feed.length", length, "--evaluation.history", length]
+        # One event more than is read, so that the position of the question is trained.
+        row = str(LENGTHS[self.dataset] + 1)
+        flags = ["--stages.0.feed.length", row, "--evaluation.history", length]
         if self.method in WITH_POSITIONS:
             flags += ["--generator.length", length]
         return flags

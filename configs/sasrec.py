@@ -1,7 +1,7 @@
 """SASRec with cross-entropy over the catalogue: the bar that a generator has to clear.
 
 Kang and McAuley 2018 (arXiv:1808.09781) with pre-norm blocks and a full softmax in the place of one
-negative, which is what makes it strong (FIELD 3.3). Amazon-2014 Beauty:
+negative, which is what makes it strong (blondered/transformer_benchmark). Amazon-2014 Beauty:
 
     jaxrec run configs/sasrec.py --data.source.path PATH/TO/amazon2014-beauty
 
@@ -31,7 +31,7 @@ recipe = Recipe(
     stages=(
         Supervised(
             ItemSoftmax(),
-            feed=UserCentric(length=50, rows=32),
+            feed=UserCentric(length=51, rows=32),
             optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.0),
             fit=FitOptions(
                 steps=2000, validate_every=200, patience=4, checkpoint_every=400, microbatches=4

@@ -27,9 +27,14 @@ recipe = dataclasses.replace(
     stages=(
         Supervised(
             ItemPairwise("bce", negatives=1),
-            feed=UserCentric(length=50, rows=32),
+            feed=UserCentric(length=51, rows=32),
             optimizer=AdamW(
-                learning_rate=1e-3, warmup_steps=0, schedule="constant", weight_decay=0.0, b2=0.98
+                learning_rate=1e-3,
+                warmup_steps=0,
+                schedule="constant",
+                weight_decay=0.0,
+                b2=0.98,
+                clip_norm=0.0,
             ),
             fit=FitOptions(
                 steps=8000, validate_every=800, patience=4, checkpoint_every=800, microbatches=4

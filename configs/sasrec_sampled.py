@@ -1,4 +1,4 @@
-"""SASRec with sampled softmax: 256 uniform negatives a history, corrected by log q.
+"""SASRec with sampled softmax: 256 uniform negatives a packed row, corrected by log q.
 
 What eSASRec and its like train with (blondered/transformer_benchmark): nearly as strong as the full
 softmax of `configs/sasrec.py`, at a cost that does not grow with the catalogue. Amazon-2014 Beauty:

@@ -37,7 +37,15 @@ recipe = Recipe(
     items=ItemVectors(encoder=WordLlama(), text=TextFields(("title", "brand_and_categories"))),
     # 20,000 epochs of 12 batches.
     tokenizer=Tokenizer(
-        RqVae(levels=3, codes=256, hidden=(512, 256, 128), latent=32, batch=1024, steps=240_000),
+        RqVae(
+            reduction="sum",
+            levels=3,
+            codes=256,
+            hidden=(512, 256, 128),
+            latent=32,
+            batch=1024,
+            steps=240_000,
+        ),
         ExtraDigit(),
     ),
     generator=T5(

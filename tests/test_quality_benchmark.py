@@ -51,7 +51,7 @@ recipe = Recipe(
     ),
     decoding=InnerProduct(k=10),
     evaluation=Evaluation(
-        cutoffs=(5, 10), history=8, rows=16, max_cases=32, bootstrap=20, examples=0
+        cutoffs=(5, 10), history=7, rows=16, max_cases=32, bootstrap=20, examples=0
     ),
 )
 """

@@ -69,7 +69,7 @@ class Bert4Rec:
     width: int = 64
     heads: int = 2
     length: int = 50
-    """Positions: events of a history that can be read, the question included."""
+    """Events of a history that can be read; the question comes after them."""
     dropout: float = 0.1
     """Of the input and of the residual branches."""
     attention_dropout: float = 0.1

@@ -21,7 +21,7 @@ from jaxrec.backbones.item_states import (
     parameter_axes,
     state_after,
 )
-from jaxrec.backbones.item_transformer import Affine, ItemTable, zeros
+from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype, zeros
 from jaxrec.backbones.layers import apply_module, normal
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
@@ -86,6 +86,7 @@ class Caser:
                 f"window, width, horizontal and vertical must be at least 1, got {self.window}, "
                 f"{self.width}, {self.horizontal} and {self.vertical}."
             )
+        check_dtype(self.dtype)
         if not 0.0 <= self.dropout <= 0.99:
             raise ValueError(f"dropout={self.dropout} must lie between 0 and 0.99.")
 

@@ -22,7 +22,7 @@ from jaxrec.backbones.item_states import (
     parameter_axes,
     state_after,
 )
-from jaxrec.backbones.item_transformer import Affine, ItemTable, zeros
+from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype, zeros
 from jaxrec.backbones.layers import apply_module, normal, project
 from jaxrec.backbones.sequences import follow, segment_starts
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
@@ -95,6 +95,7 @@ class Gru4Rec:
                 f"layers, width and hidden must be at least 1, got {self.layers}, {self.width} and "
                 f"{self.hidden}."
             )
+        check_dtype(self.dtype)
         if not 0.0 <= self.dropout <= 0.99:
             raise ValueError(f"dropout={self.dropout} must lie between 0 and 0.99.")
 

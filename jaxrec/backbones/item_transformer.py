@@ -61,12 +61,12 @@ class ItemStack:
                 f"width={self.width} does not divide into heads={self.heads}; choose a width that "
                 "is a multiple of heads."
             )
+        check_dtype(self.dtype)
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) <= 0.99:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 0.99.")
         for name, value, allowed in (
             ("norms", self.norms, get_args(Norms)),
-            ("dtype", self.dtype, DTYPES),
             ("activation", self.activation, ("relu", "gelu")),
         ):
             if value not in allowed:
@@ -90,6 +90,16 @@ class ItemStack:
     def forward_flops(self, rows: int, length: int) -> float:
         """FLOPs of the layers over rows of `length` tokens, forward only."""
         return 2.0 * rows * length * self.layers * (self.block_weights + 2 * length * self.width)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuses a type of arithmetic that networks do not know.
+
+    Raises:
+        ValueError: it is not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
 
 
 class LayerNorm(nn.Module):

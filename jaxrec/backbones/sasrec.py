@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley 2018, arXiv:1808.09781; METHODS B17): causal self-attention over items.
 
 The bar of the field. With cross-entropy over the catalogue or sampled softmax it beats most
-published generators on Amazon-2014 (FIELD 3.3); with the BCE of the paper it looks weak.
+published generators on Amazon-2014; with the BCE of the paper it looks weak.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SasRec:
     width: int = 64
     heads: int = 2
     length: int = 50
-    """Positions: events of a history that can be read."""
+    """Events of a history that can be read; the question comes after them."""
     feedforward: int | None = None
     """Inner width of the feed-forward; `width`, as published, by default."""
     dropout: float = 0.2

@@ -36,6 +36,9 @@ class Cloze:
     masks_events: ClassVar[bool] = True
     """Networks that read both sides of an event cannot see what they are asked."""
 
+    scores_items: ClassVar[bool] = True
+    """Compares states with items: for retrievers."""
+
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1 or not 0 <= self.last <= 1:
             raise ValueError(

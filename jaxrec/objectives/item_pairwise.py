@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from jaxrec.objectives.item_softmax import supervised
+from jaxrec.objectives.item_softmax import scores, supervised
 from jaxrec.types import Events, PyTree, Tables
 
 Kind = Literal["bce", "bpr", "bpr_max", "top1_max"]
@@ -73,7 +73,8 @@ class ItemPairwise:
     """The target of every event against items drawn uniformly.
 
     A drawn item that stands in the event's row is no negative and is left out, where the published
-    code draws until it finds one: a share of `row length / catalogue` of the pairs is lost.
+    code draws until it finds one that the user never had. A packed row holds several users, and a
+    long history several rows; what that changes is `row length / catalogue` of the pairs.
 
     Raises:
         ValueError: no negative, an unknown kind, or a negative regularisation.
@@ -84,6 +85,9 @@ class ItemPairwise:
     """Items drawn for every event."""
     regularisation: float = 0.0
     """Of bpr_max."""
+
+    scores_items: ClassVar[bool] = True
+    """Compares states with items: for retrievers."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -124,8 +128,8 @@ class ItemPairwise:
         shape = (*target.shape, self.negatives)
         drawn = jax.random.randint(draw_key, shape, 0, len(items), jnp.int32)
         losses = pairwise_losses(
-            jnp.sum(states * items[target], axis=-1),
-            jnp.einsum("bmd,bmsd->bms", states, items[drawn]),
+            scores("bmd,bmd->bm", states, items[target]),
+            scores("bmd,bmsd->bms", states, items[drawn]),
             ~stands_in_row(drawn, batch),
             self.kind,
             regularisation=self.regularisation,

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jaxrec.objectives.item_softmax import supervised
+from jaxrec.objectives.item_softmax import scores, supervised
 from jaxrec.types import Events, PyTree, Tables
 
 Draw = Literal["uniform", "popularity", "in_batch"]
@@ -76,8 +76,10 @@ class ItemSampledSoftmax:
     """Subtract log(m q), so that the loss estimates the full softmax. Without it popular items are
     pushed down as often as they are drawn."""
     temperature: float = 1.0
-    normalise: bool = False
-    """Cosine instead of inner product (HSTU: with temperature .05)."""
+    """Inner products are divided by it."""
+
+    scores_items: ClassVar[bool] = True
+    """Compares states with items: for retrievers."""
 
     def __post_init__(self) -> None:
         if self.draw not in get_args(Draw):
@@ -115,15 +117,13 @@ class ItemSampledSoftmax:
         dropout_key, draw_key = jax.random.split(key)
         states, items = apply(params, tables, batch, dropout_key)
         target, weight = supervised(states, batch)
-        if self.normalise:
-            states, items = _unit(states), _unit(items)
         states = states / self.temperature
-        positive = jnp.sum(states * items[target], axis=-1)
+        positive = scores("bmd,bmd->bm", states, items[target])
         if self.draw == "in_batch":
             losses = self._in_batch(states, items, target, weight, positive, tables)
         else:
             drawn, log_expected = self._sample(draw_key, states.shape[0], len(items), tables)
-            negatives = jnp.einsum("bmd,bsd->bms", states, items[drawn])
+            negatives = scores("bmd,bsd->bms", states, items[drawn])
             is_target = drawn[:, None, :] == target[..., None]
             losses = sampled_softmax_losses(
                 positive, negatives, log_expected[:, None, :], is_target
@@ -161,7 +161,7 @@ class ItemSampledSoftmax:
     ) -> Array:
         others = target.reshape(-1)
         count = jnp.maximum(jnp.sum(weight > 0), 1)
-        logits = jnp.einsum("bmd,sd->bms", states, items[others])
+        logits = scores("bmd,sd->bms", states, items[others])
         # Padding is no negative, and neither is another event with the same target.
         is_target = (target[..., None] == others) | (weight.reshape(-1) <= 0)
         log_expected = jnp.zeros(others.shape)
@@ -183,8 +183,3 @@ def log_popularity(tables: Tables, exponent: float) -> Float[Array, " n"]:
         )
     counts = exponent * jnp.log(tables.features[POPULARITY].astype(jnp.float32) + 1.0)
     return counts - jax.nn.logsumexp(counts)
-
-
-def _unit(vectors: Array) -> Array:
-    square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(square + 1e-12)

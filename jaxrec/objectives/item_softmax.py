@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,9 @@ class ItemSoftmax:
     """Inner products are divided by it."""
     label_smoothing: float = 0.0
 
+    scores_items: ClassVar[bool] = True
+    """Compares states with items: for retrievers."""
+
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0 or self.temperature <= 0:
             raise ValueError(
@@ -197,6 +200,11 @@ class ItemSoftmax:
             label_smoothing=self.label_smoothing,
         )
         return total, jnp.sum(weight), {}
+
+
+def scores(equation: str, states: Array, items: Array) -> Float[Array, "*any"]:
+    """Inner products by `einsum`, float32 whatever the vectors are."""
+    return jnp.einsum(equation, states, items, preferred_element_type=jnp.float32)
 
 
 def supervised(

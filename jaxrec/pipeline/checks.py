@@ -32,6 +32,7 @@ def check_cases(recipe: Recipe, data: Prepared) -> None:
         ValueError: the split leaves no test case, or no validation case where one is needed.
     """
     validates = any(getattr(stage.fit, "validate_every", 0) for stage in recipe.stages)
+    validates |= recipe.evaluation.mix_transitions
     for name, cases, needed in (
         ("test", data.split.test, True),
         ("validation", data.split.validation, validates),
@@ -54,6 +55,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_decoding(recipe)
     check_supervision(recipe)
+    check_positions(recipe)
     mesh = make_mesh(recipe.mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {"evaluation.rows": recipe.evaluation.rows}
@@ -96,6 +98,31 @@ def check_decoding(recipe: Recipe) -> None:
         raise ValueError(f"{network} does not go with tokenizer={tokenizer}; use {right}.")
 
 
+def check_positions(recipe: Recipe) -> None:
+    """Finds before any work that a history would be read at positions that were never trained.
+
+    A network with a table of positions reads `length` events and answers at the next position. It
+    was trained there only if rows of the last stage hold one event more than are read.
+
+    Raises:
+        ValueError: rows or histories that are longer than the positions, or rows too short.
+    """
+    positions = getattr(recipe.generator, "length", None)
+    if positions is None:
+        return
+    row, history = recipe.stages[-1].feed.batch_shape[1], recipe.evaluation.history
+    if max(row - 1, history) > positions:
+        raise ValueError(
+            f"generator.length={positions} is less than evaluation.history={history} or than "
+            f"feed.length - 1 = {row - 1}: events beyond it would share a position. Raise it."
+        )
+    if history >= row:
+        raise ValueError(
+            f"evaluation.history={history} asks at position {history}, and rows of feed.length="
+            f"{row} train positions 0 to {row - 1}; use feed.length={history + 1} or more."
+        )
+
+
 def check_supervision(recipe: Recipe) -> None:
     """Finds before any work that a network would be trained on what it cannot or must not answer.
 
@@ -111,6 +138,13 @@ def check_supervision(recipe: Recipe) -> None:
             raise ValueError(
                 f"{network} answers for the last event of a row, and stages.{number}.feed="
                 f"{type(stage.feed).__name__} has targets elsewhere; use TargetCentric(...)."
+            )
+        retrieves = is_retriever(recipe.generator)
+        if retrieves != getattr(stage.objective, "scores_items", False):
+            right = "ItemSoftmax(...) or another over items" if retrieves else "NextToken(...)"
+            raise ValueError(
+                f"{network} does not go with stages.{number}.objective="
+                f"{type(stage.objective).__name__}; use {right}."
             )
         if both != getattr(stage.objective, "masks_events", False):
             right = "Cloze(...)" if both else "an objective that masks nothing"

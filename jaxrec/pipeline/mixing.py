@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrec.data.cases import case_batches
@@ -17,6 +18,7 @@ from jaxrec.evaluation.cases import CaseHistories, case_histories
 from jaxrec.evaluation.mixture import choose_weight, mix, transition_probabilities
 from jaxrec.evaluation.ranking import item_priority, ranks_from_scores
 from jaxrec.evaluation.untrained import UntrainedRanker
+from jaxrec.parallel import shard_rows
 from jaxrec.recipe import Evaluation
 from jaxrec.tracking import Progress
 from jaxrec.training.ranking import Ranker, item_probabilities
@@ -46,13 +48,14 @@ class Retrieval:
         for cases in case_batches(
             self.histories, positions, length=self.evaluation.history, rows=self.evaluation.rows
         ):
-            shares = item_probabilities(
-                self.params,
-                self.tables,
-                cases.events,
-                generator=self.ranker.generator,
-                space=self.ranker.space,
-            )
+            with jax.set_mesh(self.ranker.mesh):
+                shares = item_probabilities(
+                    self.params,
+                    self.tables,
+                    shard_rows(cases.events, self.ranker.mesh),
+                    generator=self.ranker.generator,
+                    space=self.ranker.space,
+                )
             yield np.asarray(shares)[cases.live]
 
 

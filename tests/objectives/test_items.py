@@ -236,6 +236,21 @@ def test_pairwise_losses_equal_their_formulas(kind):
     )
 
 
+@pytest.mark.parametrize(
+    "objective", [ItemSoftmax(), ItemSampledSoftmax(8), ItemPairwise(), ItemPairwise("bpr_max", 3)]
+)
+def test_losses_are_float32_whatever_the_states_are(objective):
+    random = np.random.default_rng(6)
+    states = jnp.asarray(random.normal(size=(2, 5, WIDTH)), jnp.bfloat16)
+    items = jnp.asarray(random.normal(size=(ITEMS, WIDTH)), jnp.bfloat16)
+    wide = tuple(each.astype(jnp.float32) for each in (states, items))
+    key, batch = jax.random.key(0), make_batch()
+    narrow, _, _ = objective(states_of, (states, items), tables(), batch, key)
+    exact, _, _ = objective(states_of, wide, tables(), batch, key)
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, exact, rtol=1e-5)
+
+
 def test_items_of_the_row_are_no_negatives():
     batch = make_batch(rows=((3, 1, 4, 1), (5, 9)))
     drawn = jnp.asarray([[[3, 7]] * 5, [[9, 3]] * 5], jnp.int32)

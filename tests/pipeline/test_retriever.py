@@ -18,10 +18,16 @@ from jaxrec.evaluation.ranks import read_ranks
 from jaxrec.evaluation.report import read_report
 from jaxrec.objectives.cloze import Cloze
 from jaxrec.objectives.item_softmax import ItemSoftmax
-from jaxrec.pipeline.checks import check_recipe, check_supervision
+from jaxrec.objectives.next_token import NextToken
+from jaxrec.pipeline.checks import (
+    check_decoding,
+    check_positions,
+    check_recipe,
+    check_supervision,
+)
 from jaxrec.pipeline.recommend import recommend_histories
 from jaxrec.pipeline.run import open_finished, run
-from jaxrec.recipe import from_json, replace, to_json
+from jaxrec.recipe import from_json, load_recipe, replace, to_json
 from jaxrec.representation import NoVectors
 from jaxrec.tokenization import ItemIds
 
@@ -138,11 +144,28 @@ def test_what_does_not_go_together_is_refused_before_any_work(recipe, field, val
         (T5(), "stages.0.feed", UserCentric(), "answers for the last event.*use TargetCentric"),
         (Bert4Rec(), "stages.0.objective", ItemSoftmax(), r"use Cloze\(...\)"),
         (SasRec(), "stages.0.objective", Cloze(), "an objective that masks nothing"),
+        (SasRec(), "stages.0.objective", NextToken(), "another over items"),
     ],
 )
 def test_what_would_train_on_its_own_answers_is_refused(recipe, generator, field, value, message):
     with pytest.raises(ValueError, match=message):
         check_supervision(replace(replace(recipe, "generator", generator), field, value))
+
+
+def test_positions_that_were_never_trained_are_refused(recipe):
+    check_positions(replace(recipe, "evaluation.history", 31))
+    with pytest.raises(ValueError, match=r"use feed\.length=33 or more"):
+        check_positions(replace(recipe, "evaluation.history", 32))
+    with pytest.raises(ValueError, match=r"generator\.length=8 is less"):
+        check_positions(replace(recipe, "generator.length", 8))
+
+
+def test_every_config_passes_the_checks(root):
+    for path in sorted((root / "configs").glob("*.py")):
+        recipe = load_recipe(path)
+        check_decoding(recipe)
+        check_supervision(recipe)
+        check_positions(recipe)
 
 
 def test_a_tokenizer_and_a_mix_are_refused_likewise(recipe, small):

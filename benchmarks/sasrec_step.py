@@ -1,0 +1,262 @@
+"""Seconds of a SASRec training step, beside PyTorch on the same machine.
+
+    python benchmarks/sasrec_step.py --peer-python PYTHON \
+        --json benchmarks/results/sasrec_step.json
+
+SASRec as published (norms on the queries, one negative an event, binary cross-entropy, dropout .5
+everywhere, also of the attention probabilities), Adam, float32, full rows: every event is trained
+on. The peer is `peers/sasrec_torch.py`; torch is no dependency of jaxrec, so `--peer-python` names
+an interpreter that has it. The sides take turns, each in a process of its own with two threads and
+an allocator that keeps its memory; both get new batches from the host every step. Ours also draws
+the negatives inside the step and leaves out those that stand in the row; the peer gets them ready.
+
+A machine that does other work at the same time says nothing about seconds: torch's threads wait
+for each other by spinning, and lose ten times over. `others` in the rows is the share of the
+machine that other processes took; rounds above a tenth are left out of the ratios. `--cpu` compares
+the processor seconds of a step instead, with threads that sleep while they wait, which other
+processes hardly change.
+
+`--microbatches 1,2,4,8,16,32` measures ours once with each instead, to choose what SHAPES says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import finish, parser
+
+PEER = Path(__file__).resolve().parent / "peers" / "sasrec_torch.py"
+WARM_UPS = 3
+THREADS = 2
+DROPOUT = 0.5
+LAYERS = 2
+QUIET = 0.1
+"""Share of the machine that other processes may take in a round that counts."""
+SHAPES: dict[str, dict[str, int]] = {
+    "128 x 200, width 50": {
+        "rows": 128,
+        "length": 200,
+        "width": 50,
+        "heads": 1,
+        "items": 3416,
+        "microbatches": 16,
+    },
+    "256 x 50, width 64": {
+        "rows": 256,
+        "length": 50,
+        "width": 64,
+        "heads": 2,
+        "items": 12101,
+        "microbatches": 4,
+    },
+}
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""As in the Makefile: without it both sides pay page faults for every large array."""
+
+
+def ours(shape: dict[str, int], steps: int) -> dict[str, Any]:
+    """Times of single steps of jaxrec, each on a batch of its own."""
+    import jax
+    import numpy as np
+
+    from jaxrec.backbones.sasrec import SasRec
+    from jaxrec.objectives.item_pairwise import ItemPairwise
+    from jaxrec.parallel import make_mesh, replicated, shard_rows
+    from jaxrec.training.optimizers import AdamW
+    from jaxrec.training.state import abstract_state, create_state, state_shardings
+    from jaxrec.training.step import make_train_step
+    from jaxrec.training.supervised import Supervised
+    from jaxrec.types import Events, Tables, TokenSpace
+
+    space, mesh = TokenSpace((shape["items"],)), make_mesh()
+    network = SasRec(
+        layers=LAYERS,
+        width=shape["width"],
+        heads=shape["heads"],
+        length=shape["length"],
+        dropout=DROPOUT,
+        attention_dropout=DROPOUT,
+        norms="query",
+        unroll=LAYERS,
+    )
+    adam = AdamW(
+        warmup_steps=0, schedule="constant", weight_decay=0.0, b2=0.98, clip_norm=0.0
+    ).build(1)
+
+    def init(key: jax.Array) -> Any:
+        return network.init(key, space)
+
+    abstract = abstract_state(init, adam, network.axes(space), mesh)
+    state = create_state(init, adam, jax.random.key(0), abstract)
+    loss = Supervised(ItemPairwise("bce", negatives=1)).loss(network, space)
+    step = make_train_step(
+        loss,
+        adam,
+        mesh=mesh,
+        shardings=state_shardings(abstract),
+        microbatches=shape["microbatches"],
+    )
+    codes = np.arange(shape["items"], dtype=np.int32)[:, None]
+    tables, key = jax.device_put((Tables(codes), jax.random.key(1)), replicated(mesh))
+    rng = np.random.default_rng(0)
+    size = (shape["rows"], shape["length"])
+    times, work, report = [], [], None
+    for _ in range(WARM_UPS + steps):
+        none = np.zeros(size, np.int32)
+        batch = Events(
+            item=rng.integers(0, shape["items"], size, dtype=np.int32),
+            segment=none + 1,
+            position=none + np.arange(size[1], dtype=np.int32),
+            time=none,
+            action=none,
+            weight=np.ones(size, np.float32),
+        )
+        start, busy = time.perf_counter(), time.process_time()
+        state, report = step(state, tables, shard_rows(batch, mesh), key)
+        total, weight = jax.device_get(report.metrics["loss"])
+        times.append(time.perf_counter() - start)
+        work.append(time.process_time() - busy)
+    return {
+        "seconds": statistics.median(times[WARM_UPS:]),
+        "fastest": min(times[WARM_UPS:]),
+        "cpu_seconds": statistics.median(work[WARM_UPS:]),
+        "compile": times[0],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "loss": float(total / weight),
+    }
+
+
+def run(command: list[str], passive: bool = False) -> dict[str, Any]:
+    """What a process prints as its last line, and how much of the machine others took meanwhile."""
+    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": str(THREADS)}
+    if passive:
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    start, all_before, own_before = time.perf_counter(), _busy_seconds(), _child_seconds()
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    elapsed = time.perf_counter() - start
+    others = _busy_seconds() - all_before - (_child_seconds() - own_before)
+    share = max(0.0, others / elapsed / (os.cpu_count() or 1))
+    return {**json.loads(result.stdout.splitlines()[-1]), "others": share}
+
+
+def _busy_seconds() -> float:
+    """Processor seconds that the machine has worked since it started."""
+    counts = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    user, nice, system, _, _, interrupt, soft = map(int, counts[:7])
+    return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _child_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_ours(shape: dict[str, int], steps: int, passive: bool = False) -> dict[str, Any]:
+    """Our side in a process of its own."""
+    words = [sys.executable, __file__, "--ours", json.dumps(shape), "--steps", str(steps)]
+    return run(words, passive)
+
+
+def run_peer(
+    python: str, shape: dict[str, int], steps: int, passive: bool = False
+) -> dict[str, Any]:
+    """The peer in a process of its own."""
+    words = [python, str(PEER), "--steps", str(steps), "--threads", str(THREADS)]
+    # Without returning its weights torch takes its fused attention, the faster of its two ways.
+    words += ["--layers", str(LAYERS), "--dropout", str(DROPOUT), "--no-weights"]
+    for name in ("rows", "length", "width", "heads", "items"):
+        words += [f"--{name}", str(shape[name])]
+    return run(words, passive)
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Medians of the rounds' medians, and the fastest step of all."""
+    return {
+        "seconds": round(statistics.median(each["seconds"] for each in runs), 4),
+        "fastest": round(min(each["fastest"] for each in runs), 4),
+        "cpu_seconds": round(statistics.median(each["cpu_seconds"] for each in runs), 4),
+        "others": round(max(each["others"] for each in runs), 2),
+        "rounds": len(runs),
+    }
+
+
+def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Both sides by turns.
+
+    Raises:
+        SystemExit: other processes disturbed every round.
+    """
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    for name, shape in SHAPES.items():
+        rounds = []
+        for _ in range(options.rounds):
+            peer = run_peer(options.peer_python, shape, options.steps, options.cpu)
+            rounds.append((peer, run_ours(shape, options.steps, options.cpu)))
+        quiet = [each for each in rounds if max(side["others"] for side in each) <= QUIET]
+        if not quiet and not options.cpu:
+            raise SystemExit(
+                f"other processes took more than {QUIET:.0%} of the machine in every round; stop "
+                "them, or compare processor seconds with --cpu."
+            )
+        theirs, mine = zip(*(rounds if options.cpu else quiet))
+        ours, peer = summary(mine), summary(theirs)
+        version = f"torch {theirs[0]['torch']}"
+        sizes = {**shape, "layers": LAYERS, "dropout": DROPOUT, "threads": THREADS}
+        rows += [
+            {"shape": name, **sizes, "parameters": mine[0]["parameters"]},
+            {"shape": name, "side": "jaxrec", **ours, "compile": round(mine[0]["compile"], 1)},
+            {"shape": name, "side": version, **peer},
+        ]
+        if options.cpu:
+            ratios[f"{name}: torch / jaxrec, processor seconds"] = (
+                peer["cpu_seconds"] / ours["cpu_seconds"]
+            )
+        else:
+            ratios[f"{name}: torch / jaxrec"] = peer["seconds"] / ours["seconds"]
+    return rows, ratios
+
+
+def tune(counts: str, steps: int) -> list[dict[str, Any]]:
+    """Ours with several numbers of micro-batches."""
+    rows = []
+    for name, shape in SHAPES.items():
+        for count in map(int, counts.split(",")):
+            found = run_ours({**shape, "microbatches": count}, steps, passive=True)
+            rows.append({"shape": name, "microbatches": count, **summary([found])})
+    return rows
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--peer-python", default=sys.executable, help="one with torch")
+    arguments.add_argument("--steps", type=int, default=20, help="timed steps of a round")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--cpu", action="store_true", help="compare processor seconds")
+    arguments.add_argument("--microbatches", help="numbers to try, ours only")
+    arguments.add_argument("--ours", type=json.loads, help=argparse.SUPPRESS)
+    options: argparse.Namespace = arguments.parse_args()
+    if options.ours is not None:
+        print(json.dumps(ours(options.ours, options.steps)))
+    elif options.microbatches is not None:
+        finish(options.json, tune(options.microbatches, options.steps), {})
+    else:
+        finish(options.json, *compare(options))
+
+
+if __name__ == "__main__":
+    main()
