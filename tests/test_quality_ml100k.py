@@ -30,8 +30,9 @@ def test_three_methods_stay_in_their_bands(root, shared_data, tmp_path):
     subprocess.run(
         [
             sys.executable, "benchmarks/quality.py", "--datasets", "ml-100k", "--protocols", "file",
-            "--methods", "sasrec-ce", "gru4rec", "sasrec-sampled", "--state", str(tmp_path / "state"),
-            "--json", str(tmp_path / "table.json"), "--flags", *FLAGS,
+            "--methods", "sasrec-ce", "gru4rec", "sasrec-sampled",
+            "--state", str(tmp_path / "state"), "--json", str(tmp_path / "table.json"),
+            "--flags", *FLAGS,
         ],
         cwd=root,
         check=True,
