@@ -11,12 +11,17 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAXREC_PROGRESS", "0")  # no progress among the dots
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Tests compile the same programs many times, in workers and subprocesses too: compile once.
+    # Tests compile the same programs many times, in subprocesses too: compile once.
     compiled = tempfile.mkdtemp(prefix="jaxrec-compiled-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # jax writes an entry in place: a worker may read what another one has half written.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
+        os.environ["JAX_COMPILATION_CACHE_DIR"], worker
+    )
 
 from pathlib import Path
 
