@@ -16,12 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.backbones.cost import BACKWARD
 from jaxrec.backbones.dropout import draw_kept, drop
-from jaxrec.backbones.item_states import (
-    initial_parameters,
-    num_items,
-    parameter_axes,
-    state_after,
-)
+from jaxrec.backbones.item_states import Retriever, num_items
 from jaxrec.backbones.item_transformer import (
     Affine,
     ItemLayers,
@@ -55,8 +50,8 @@ class Guess(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bert4Rec:
-    """Masked-item prediction from both sides; obeys the Retriever contract.
+class Bert4Rec(Retriever):
+    """Masked-item prediction from both sides.
 
     An event is masked by the item number `n`, one past the catalogue. The state at an event that is
     not masked knows the event itself: only masked events may be supervised.
@@ -77,9 +72,6 @@ class Bert4Rec:
     remat: bool = False
     unroll: int = 1
     """Layers an iteration of the scan over layers."""
-    dtype: str = "float32"
-    """Type of the arithmetic; parameters, norms and softmax stay float32."""
-    initial_scale: float = 0.02
 
     reads_both_sides: ClassVar[bool] = True
     """The state at an event knows the event: the objective must mask what it asks for."""
@@ -131,35 +123,6 @@ class Bert4Rec:
         del space
         guess = 2.0 * rows * length * self.width**2
         return BACKWARD * (self.stack.forward_flops(rows, length) + guess)
-
-    def init(self, key: Array, space: TokenSpace) -> PyTree:
-        """Random parameters: normal with `initial_scale`, biases 0, norms 1."""
-        return initial_parameters(self, key, space)
-
-    def axes(self, space: TokenSpace) -> PyTree:
-        """Logical axis names of every parameter."""
-        return parameter_axes(self, space)
-
-    def forward(
-        self,
-        params: PyTree,
-        tables: Tables,
-        batch: Events,
-        space: TokenSpace,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d1"], Float[Array, "n d1"]]:
-        """States of every event, and the vectors of all items; arguments as `SasRec.forward`."""
-        states = self.states(params, batch, space, key)
-        return states, self.item_vectors(params, tables, space)
-
-    def user_vectors(
-        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
-    ) -> Float[Array, "b d1"]:
-        """The state of a MASK after each history, one history a row."""
-        del tables
-        mask = num_items(space)
-        return state_after(lambda wide: self.states(params, wide, space), batch, mask)
 
     def item_vectors(
         self, params: PyTree, tables: Tables, space: TokenSpace

@@ -15,12 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.backbones.cost import BACKWARD
 from jaxrec.backbones.dropout import draw_kept, drop
-from jaxrec.backbones.item_states import (
-    initial_parameters,
-    num_items,
-    parameter_axes,
-    state_after,
-)
+from jaxrec.backbones.item_states import Retriever, num_items
 from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype, zeros
 from jaxrec.backbones.layers import apply_module, normal
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
@@ -61,8 +56,8 @@ class Convolutions(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Caser:
-    """Convolutional sequence embedding; obeys the Retriever contract.
+class Caser(Retriever):
+    """Convolutional sequence embedding.
 
     Raises:
         ValueError: a size that is not positive, or a dropout outside [0, 0.99].
@@ -77,8 +72,6 @@ class Caser:
     """Filters over the whole window, a number of the vector at a time."""
     dropout: float = 0.5
     """Of the convolutions' output."""
-    dtype: str = "float32"
-    initial_scale: float = 0.02
 
     def __post_init__(self) -> None:
         if min(self.window, self.width, self.horizontal, self.vertical) < 1:
@@ -126,33 +119,6 @@ class Caser:
             weights += (self.window - height + 1) * height * self.width * self.horizontal
         return BACKWARD * 2.0 * rows * length * weights
 
-    def init(self, key: Array, space: TokenSpace) -> PyTree:
-        """Random parameters: normal, filters with the scale of their inputs, biases 0."""
-        return initial_parameters(self, key, space)
-
-    def axes(self, space: TokenSpace) -> PyTree:
-        """Logical axis names of every parameter."""
-        return parameter_axes(self, space)
-
-    def forward(
-        self,
-        params: PyTree,
-        tables: Tables,
-        batch: Events,
-        space: TokenSpace,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d1"], Float[Array, "n d1"]]:
-        """States that predict every event, and item vectors; arguments as `SasRec.forward`."""
-        return self.states(params, batch, key), self.item_vectors(params, tables, space)
-
-    def user_vectors(
-        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
-    ) -> Float[Array, "b d1"]:
-        """The state that predicts what comes after each history, one history a row."""
-        del tables, space
-        return state_after(lambda wide: self.states(params, wide), batch, 0)
-
     def item_vectors(
         self, params: PyTree, tables: Tables, space: TokenSpace
     ) -> Float[Array, "n d1"]:
@@ -161,9 +127,10 @@ class Caser:
         return params["targets"]["table"].astype(self.dtype)
 
     def states(
-        self, params: PyTree, batch: Events, key: Array | None = None
+        self, params: PyTree, batch: Events, space: TokenSpace, key: Array | None = None
     ) -> Float[Array, "b t d1"]:
         """What each event is predicted from, with a 1 at the end for the items' biases."""
+        del space
         table = params["items"]["table"].astype(self.dtype)
         vectors = jnp.take(table, batch.item, axis=0, mode="clip")
         window = jnp.stack(

@@ -14,18 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrec import parallel
 from jaxrec.backbones.cost import BACKWARD
 from jaxrec.backbones.dropout import draw_kept, drop
-from jaxrec.backbones.item_states import (
-    initial_parameters,
-    num_items,
-    parameter_axes,
-    state_after,
-)
+from jaxrec.backbones.item_states import Retriever, num_items
 from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype, zeros
 from jaxrec.backbones.layers import apply_module, normal, project
 from jaxrec.backbones.sequences import follow, segment_starts
-from jaxrec.types import Events, PyTree, Tables, TokenSpace
+from jaxrec.types import Events, PyTree, TokenSpace
 
 
 class GatedRecurrentUnit(nn.Module):
@@ -45,12 +41,13 @@ class GatedRecurrentUnit(nn.Module):
     def __call__(self, x: Array, starts: Array) -> Array:
         scale = self.width**-0.5
         shape = (x.shape[-1], 3 * self.width)
-        read = self.param("read", normal(scale, "embed", "mlp"), shape)
-        bias = self.param("bias", zeros("mlp"), (3 * self.width,))
-        keep = self.param("keep", normal(scale, "embed", "mlp"), (self.width, 3 * self.width))
+        # Gates are not split over devices: every step of the loop would have to put them together.
+        read = self.param("read", normal(scale, "embed", None), shape)
+        bias = self.param("bias", zeros(None), (3 * self.width,))
+        keep = self.param("keep", normal(scale, "embed", None), (self.width, 3 * self.width))
         candidate_bias = self.param("candidate_bias", zeros(None), (self.width,))
         # Everything that does not depend on the state is one product before the loop.
-        inputs = project(x, read) + bias.astype(x.dtype)
+        inputs = parallel.constrain(project(x, read) + bias.astype(x.dtype), "batch", None, None)
 
         def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
             driven, start = now
@@ -65,12 +62,13 @@ class GatedRecurrentUnit(nn.Module):
 
         start = jnp.zeros((x.shape[0], self.width), x.dtype)
         timed = (jnp.swapaxes(inputs, 0, 1), jnp.swapaxes(starts, 0, 1))
-        return jnp.swapaxes(jax.lax.scan(step, start, timed)[1], 0, 1)
+        states = jnp.swapaxes(jax.lax.scan(step, start, timed)[1], 0, 1)
+        return parallel.constrain(states, "batch", None, None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gru4Rec:
-    """Recurrent retriever; obeys the Retriever contract.
+class Gru4Rec(Retriever):
+    """Recurrent retriever.
 
     Items share one table for input and output; the state goes through a linear map before it is
     compared with them.
@@ -86,8 +84,6 @@ class Gru4Rec:
     """Numbers of the recurrent state."""
     dropout: float = 0.2
     """Of the input and of every layer's output."""
-    dtype: str = "float32"
-    initial_scale: float = 0.02
 
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.hidden) < 1:
@@ -130,44 +126,11 @@ class Gru4Rec:
         weights += self.width * self.hidden
         return BACKWARD * 2.0 * rows * length * weights
 
-    def init(self, key: Array, space: TokenSpace) -> PyTree:
-        """Random parameters: normal, the recurrent ones with scale hidden^-.5, biases 0."""
-        return initial_parameters(self, key, space)
-
-    def axes(self, space: TokenSpace) -> PyTree:
-        """Logical axis names of every parameter."""
-        return parameter_axes(self, space)
-
-    def forward(
-        self,
-        params: PyTree,
-        tables: Tables,
-        batch: Events,
-        space: TokenSpace,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "n d"]]:
-        """States that predict every event, and item vectors; arguments as `SasRec.forward`."""
-        return self.states(params, batch, key), self.item_vectors(params, tables, space)
-
-    def user_vectors(
-        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
-    ) -> Float[Array, "b d"]:
-        """The state that predicts what comes after each history, one history a row."""
-        del tables
-        return state_after(lambda wide: self.states(params, wide), batch, num_items(space))
-
-    def item_vectors(
-        self, params: PyTree, tables: Tables, space: TokenSpace
-    ) -> Float[Array, "n d"]:
-        """Vectors of all items."""
-        del tables
-        return params["items"]["table"][: num_items(space)].astype(self.dtype)
-
     def states(
-        self, params: PyTree, batch: Events, key: Array | None = None
+        self, params: PyTree, batch: Events, space: TokenSpace, key: Array | None = None
     ) -> Float[Array, "b t d"]:
         """What each event is predicted from."""
+        del space
         table = params["items"]["table"].astype(self.dtype)
         starts = segment_starts(batch.segment)
         x = follow(table[-1], jnp.take(table, batch.item, axis=0, mode="clip"), starts)

@@ -1,20 +1,21 @@
 """What all retrievers share: one vector an item, one state an event, and the question "what next".
 
-The Retriever contract, obeyed by `SasRec`, `Bert4Rec`, `Gru4Rec` and `Caser`; the token space is
-that of sparse item ids (`jaxrec.tokenization.ItemIds`), one code an item:
+The Retriever contract; the token space is that of sparse item ids (`jaxrec.tokenization.ItemIds`),
+one code an item:
 
 - `init(key, space)`, `axes(space)`, `parameters(space)`, `flops(space, rows, length)`;
 - `forward(params, tables, batch, space, key=None) -> (states [b t d], item vectors [n d])`: the
   state at an event predicts that event, which it knows nothing about;
 - `user_vectors(params, tables, batch, space) -> [b d]`: the state that predicts what comes after
   each history; `item_vectors(params, tables, space) -> [n d]`. Scores are their inner products.
+
+`Retriever` derives all of it from a network's modules, its states and its item vectors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.backbones.layers import logical_axes, unbox
-from jaxrec.types import Events, PyTree, TokenSpace
+from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
 
 def num_items(space: TokenSpace) -> int:
@@ -71,35 +72,82 @@ def ask_next(batch: Events, query: int) -> tuple[Events, Array]:
     )
 
 
-def state_after(
-    states: Callable[[Events], Float[Array, "b t d"]], batch: Events, query: int
-) -> Float[Array, "b d"]:
-    """The state that predicts what comes after each history."""
-    wide, asked = ask_next(batch, query)
-    return jnp.take_along_axis(states(wide), asked[:, None, None], axis=1)[:, 0]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retriever:
+    """Base of the retrievers: from their modules, states and sizes follows the rest."""
+
+    dtype: str = "float32"
+    """Type of the arithmetic; parameters, norms and softmax stay float32."""
+    initial_scale: float = 0.02
+    """Standard deviation of the vectors at the start."""
+
+    def modules(self, space: TokenSpace) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
+        """The modules that hold parameters, with the smallest inputs they take."""
+        raise NotImplementedError
+
+    def states(
+        self, params: PyTree, batch: Events, space: TokenSpace, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        """What each event is predicted from; a key switches on dropout."""
+        raise NotImplementedError
+
+    def item_vectors(
+        self, params: PyTree, tables: Tables, space: TokenSpace
+    ) -> Float[Array, "n d"]:
+        """Vectors of all items: by default those that are read."""
+        del tables
+        return params["items"]["table"][: num_items(space)].astype(self.dtype)
+
+    def init(self, key: Array, space: TokenSpace) -> PyTree:
+        """Random parameters, float32."""
+        return _initial_parameters(self, key, space)
+
+    def axes(self, space: TokenSpace) -> PyTree:
+        """Logical axis names of every parameter."""
+        boxed = functools.partial(_boxed_parameters, self, space=space)
+        return logical_axes(jax.eval_shape(lambda: boxed(jax.random.key(0))))
+
+    def forward(
+        self,
+        params: PyTree,
+        tables: Tables,
+        batch: Events,
+        space: TokenSpace,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "n d"]]:
+        """States that predict every event of a batch, and the vectors of all items.
+
+        Args:
+            params: from `init`.
+            tables: not read.
+            batch: histories; several may share a row.
+            space: of sparse item ids.
+            key: of the dropout; None switches it off.
+        """
+        return self.states(params, batch, space, key), self.item_vectors(params, tables, space)
+
+    def user_vectors(
+        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
+    ) -> Float[Array, "b d"]:
+        """The state that predicts what comes after each history, one history a row."""
+        del tables
+        wide, asked = ask_next(batch, num_items(space))
+        states = self.states(params, wide, space)
+        return jnp.take_along_axis(states, asked[:, None, None], axis=1)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("network", "space"))
-def initial_parameters(network: Any, key: Array, space: TokenSpace) -> PyTree:
-    """Random parameters of the modules that `network.modules(space)` names, float32.
-
-    Compiled, so that the arithmetic of the modules, whose results nobody reads, is dropped.
-    """
-    return unbox(boxed_parameters(network.modules(space), key))
+def _initial_parameters(network: Retriever, key: Array, space: TokenSpace) -> PyTree:
+    """Compiled, so that the arithmetic of the modules, whose results nobody reads, is dropped."""
+    return unbox(_boxed_parameters(network, key, space))
 
 
-def boxed_parameters(
-    modules: Mapping[str, tuple[nn.Module, tuple[Any, ...]]], key: Array
-) -> PyTree:
+def _boxed_parameters(network: Retriever, key: Array, space: TokenSpace) -> PyTree:
     """Initialises every module on the smallest inputs it takes; parameters carry axis names."""
+    modules = network.modules(space)
     keys = jax.random.split(key, len(modules))
     return {
         name: module.init(module_key, *inputs)["params"]
         for module_key, (name, (module, inputs)) in zip(keys, sorted(modules.items()))
     }
-
-
-def parameter_axes(network: Any, space: TokenSpace) -> PyTree:
-    """Logical axis names of every parameter of a network."""
-    modules = network.modules(space)
-    return logical_axes(jax.eval_shape(lambda: boxed_parameters(modules, jax.random.key(0))))

@@ -13,12 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.backbones.cost import BACKWARD
 from jaxrec.backbones.dropout import draw_kept, drop
-from jaxrec.backbones.item_states import (
-    initial_parameters,
-    num_items,
-    parameter_axes,
-    state_after,
-)
+from jaxrec.backbones.item_states import Retriever, num_items
 from jaxrec.backbones.item_transformer import (
     ItemLayers,
     ItemStack,
@@ -29,12 +24,12 @@ from jaxrec.backbones.item_transformer import (
 from jaxrec.backbones.layers import apply_module
 from jaxrec.backbones.masks import TokenMetadata, compile_mask, packed
 from jaxrec.backbones.sequences import follow, segment_starts
-from jaxrec.types import Events, PyTree, Tables, TokenSpace
+from jaxrec.types import Events, PyTree, TokenSpace
 
 
 @dataclasses.dataclass(frozen=True)
-class SasRec:
-    """Self-attentive sequential recommendation; obeys the Retriever contract.
+class SasRec(Retriever):
+    """Self-attentive sequential recommendation.
 
     The input at an event is the event before it, a learned vector at the start of a history: every
     event is predicted, also the first. Positions count from the start of a history, so that
@@ -61,9 +56,6 @@ class SasRec:
     """Recompute each layer in the backward pass."""
     unroll: int = 1
     """Layers an iteration of the scan over layers."""
-    dtype: str = "float32"
-    """Type of the arithmetic; parameters, norms and softmax stay float32."""
-    initial_scale: float = 0.02
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -106,52 +98,11 @@ class SasRec:
         del space
         return BACKWARD * self.stack.forward_flops(rows, length)
 
-    def init(self, key: Array, space: TokenSpace) -> PyTree:
-        """Random parameters: normal with `initial_scale`, biases 0, norms 1."""
-        return initial_parameters(self, key, space)
-
-    def axes(self, space: TokenSpace) -> PyTree:
-        """Logical axis names of every parameter."""
-        return parameter_axes(self, space)
-
-    def forward(
-        self,
-        params: PyTree,
-        tables: Tables,
-        batch: Events,
-        space: TokenSpace,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "n d"]]:
-        """States that predict every event of a batch, and the vectors of all items.
-
-        Args:
-            params: from `init`.
-            tables: not read.
-            batch: histories; several may share a row.
-            space: of sparse item ids.
-            key: of the dropout; None switches it off.
-        """
-        return self.states(params, batch, key), self.item_vectors(params, tables, space)
-
-    def user_vectors(
-        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
-    ) -> Float[Array, "b d"]:
-        """The state that predicts what comes after each history, one history a row."""
-        del tables
-        return state_after(lambda wide: self.states(params, wide), batch, num_items(space))
-
-    def item_vectors(
-        self, params: PyTree, tables: Tables, space: TokenSpace
-    ) -> Float[Array, "n d"]:
-        """Vectors of all items."""
-        del tables
-        return params["items"]["table"][: num_items(space)].astype(self.dtype)
-
     def states(
-        self, params: PyTree, batch: Events, key: Array | None = None
+        self, params: PyTree, batch: Events, space: TokenSpace, key: Array | None = None
     ) -> Float[Array, "b t d"]:
         """What each event is predicted from."""
+        del space
         table = params["items"]["table"].astype(self.dtype)
         scale = jnp.asarray(self.width**0.5, self.dtype)
         vectors = jnp.take(table, batch.item, axis=0, mode="clip") * scale
