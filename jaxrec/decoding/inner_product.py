@@ -55,24 +55,32 @@ def retrieve(
     rows, items = vectors.batch, vectors.item.shape[0]
     filters = filters or Filters()
     _check(filters, rows, items)
-    best = jnp.full((rows, k), -jnp.inf)
-    found = jnp.full((rows, k), -1, jnp.int32)
-    for start in range(0, items, block):
-        scores = inner_products(vectors._replace(item=vectors.item[start : start + block]))
-        scores = _close(scores, filters, start)
-        names = jnp.broadcast_to(start + jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
+
+    def extend(start: Array | int, width: int, known: tuple[Array, Array]) -> tuple[Array, Array]:
+        best, found = known
+        part = jax.lax.dynamic_slice_in_dim(vectors.item, start, width)
+        scores = _close(inner_products(vectors._replace(item=part)), filters, start)
+        names = jnp.broadcast_to(start + jnp.arange(width, dtype=jnp.int32), scores.shape)
         # What was found before stands in front, so that ties go to the lower item.
         best, place = top_k(jnp.concatenate([best, scores], axis=1), k)
-        found = jnp.take_along_axis(jnp.concatenate([found, names], axis=1), place, axis=1)
+        return best, jnp.take_along_axis(jnp.concatenate([found, names], axis=1), place, axis=1)
+
+    known = jnp.full((rows, k), -jnp.inf), jnp.full((rows, k), -1, jnp.int32)
+    block = min(block, items)
+    full, rest = divmod(items, block)
+    # The loop compiles one block, however large the catalogue is.
+    known = jax.lax.fori_loop(0, full, lambda i, now: extend(i * block, block, now), known)
+    best, found = extend(full * block, rest, known) if rest else known
     valid = best > -jnp.inf
     return Ranked(jnp.where(valid, found, -1), best, valid)
 
 
-def _close(scores: Array, filters: Filters, start: int) -> Float[Array, "b n"]:
+def _close(scores: Array, filters: Filters, start: Array | int) -> Float[Array, "b n"]:
     """Scores of items `start ...` with -inf at those that may not be returned."""
     width = scores.shape[1]
     if filters.allowed is not None:
-        scores = jnp.where(filters.allowed[start : start + width], scores, -jnp.inf)
+        allowed = jax.lax.dynamic_slice_in_dim(filters.allowed, start, width)
+        scores = jnp.where(allowed, scores, -jnp.inf)
     if filters.denied is None:
         return scores
     here = filters.denied - start

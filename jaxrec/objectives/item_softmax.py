@@ -22,7 +22,9 @@ from jaxtyping import Array, Float, Int32
 from jaxrec.types import Events, PyTree, Tables
 
 _CPU_LOGITS = 2**21
+"""Logits of a block that stay in a processor's cache."""
 _ACCELERATOR_LOGITS = 2**27
+"""Logits of a block that keep an accelerator busy: half a gigabyte."""
 
 
 def catalogue_cross_entropy(
@@ -57,17 +59,44 @@ def catalogue_cross_entropy(
         >>> round(float(total), 4)  # 2 log 5
         3.2189
     """
-    size = block or _block_events(items.shape[0])
-    return _cross_entropy(states, items, targets, weight, label_smoothing, size)
-
-
-def _block_events(items: int) -> int:
-    entries = _CPU_LOGITS if jax.default_backend() == "cpu" else _ACCELERATOR_LOGITS
-    return max(8, entries // items)
+    return _cross_entropy(states, items, targets, weight, label_smoothing, block)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _cross_entropy(
+def _cross_entropy(*arguments: Any) -> Array:
+    return _in_fitting_blocks(_sum, *arguments)
+
+
+def _forward(*arguments: Any) -> tuple[Array, tuple]:
+    return _in_fitting_blocks(_sum_and_gradients, *arguments)
+
+
+def _in_fitting_blocks(
+    function: Callable[..., Any],
+    states: Array,
+    items: Array,
+    targets: Array,
+    weight: Array,
+    smoothing: float,
+    block: int | None,
+) -> Any:
+    """`function` of the arrays in blocks that fit where the program will run, which need not be
+    where it is traced."""
+    if block is not None:
+        return function(states, items, targets, weight, smoothing, block)
+
+    def fitted(logits: int) -> Callable[..., Any]:
+        size = max(8, logits // items.shape[0])
+        return lambda *arrays: function(*arrays, smoothing, size)
+
+    return jax.lax.platform_dependent(
+        *(states, items, targets, weight),
+        cpu=fitted(_CPU_LOGITS),
+        default=fitted(_ACCELERATOR_LOGITS),
+    )
+
+
+def _sum(
     states: Array, items: Array, targets: Array, weight: Array, smoothing: float, block: int
 ) -> Array:
     def body(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -78,7 +107,7 @@ def _cross_entropy(
     return jax.lax.scan(body, jnp.zeros((), jnp.float32), parts)[0]
 
 
-def _forward(
+def _sum_and_gradients(
     states: Array, items: Array, targets: Array, weight: Array, smoothing: float, block: int
 ) -> tuple[Array, tuple]:
     """The sum, and its gradients with respect to states and items, block by block."""
@@ -100,7 +129,7 @@ def _forward(
     return total, (states_gradient.astype(states.dtype), items_gradient.astype(items.dtype))
 
 
-def _backward(smoothing: float, block: int, kept: tuple, slope: Any) -> tuple:
+def _backward(smoothing: float, block: int | None, kept: tuple, slope: Any) -> tuple:
     states, items = kept  # their gradients, for a slope of 1
     # `slope` may come as a numpy number from finite differences.
     scale = jnp.asarray(slope)

@@ -91,6 +91,24 @@ def test_the_softmax_never_holds_all_logits():
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * events * items / 8
 
 
+@pytest.mark.parametrize(("platform", "blocks"), [("cpu", 8), ("tpu", 1), ("cuda", 1)])
+def test_blocks_fit_the_platform_that_is_compiled_for(platform, blocks):
+    """Also in a program that is compiled ahead of time for another machine."""
+    events, items = 4096, 4096  # 2 ** 24 logits
+    states = jax.ShapeDtypeStruct((events, 8), jnp.float32)
+    table = jax.ShapeDtypeStruct((items, 8), jnp.float32)
+
+    def loss(states, table):
+        targets = jnp.zeros(events, jnp.int32)
+        return catalogue_cross_entropy(states, table, targets, jnp.ones(events))
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(states, table)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert f"tensor<{events // blocks}x{items}xf32>" in text
+    other = events if blocks > 1 else events // 8
+    assert f"tensor<{other}x{items}xf32>" not in text
+
+
 def test_two_items_are_a_logistic_regression():
     random = np.random.default_rng(3)
     states = jnp.asarray(random.normal(size=(9, WIDTH)), jnp.float32)
