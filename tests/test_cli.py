@@ -93,8 +93,10 @@ def test_doctor_tells_devices_and_versions(capsys):
     assert "orbax-checkpoint" in shown
 
 
-def test_doctor_foretells_a_recipe(root, capsys):
-    assert main(["doctor", "--recipe", str(root / "configs/synthetic.py"), "--items", "500"]) == 0
+@pytest.mark.parametrize("config", ["synthetic", "sasrec"])
+def test_doctor_foretells_a_recipe(root, capsys, config):
+    recipe = str(root / f"configs/{config}.py")
+    assert main(["doctor", "--recipe", recipe, "--items", "500"]) == 0
     shown = capsys.readouterr().out
     for part in ("parameters:", "GFLOP", "training step, MiB a device", "parameters on the mesh"):
         assert part in shown

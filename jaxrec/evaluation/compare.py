@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrec.evaluation.compare_costs import cost_of
-from jaxrec.evaluation.compare_pairs import AGAINST, kind_of, pair_rows
+from jaxrec.evaluation.compare_pairs import AGAINST, pair_rows
+from jaxrec.evaluation.methods import kind_of
 from jaxrec.evaluation.ranks import CaseRanks
 
 METRICS = ("recall@10", "ndcg@10")
@@ -94,7 +95,7 @@ def compare_runs(
     Returns:
         "metrics"; "groups": name, "runs", "protocol", what "differs" inside ("seed": {run: value});
         "differences" between the groups (field: {group: value}); "rows": group, level, masking,
-        method, "kind" (`compare_pairs.kind_of`), "runs" (several for a baseline that all of them
+        method, "kind" (`methods.kind_of`), "runs" (several for a baseline that all of them
         have with equal numbers), "metrics", "intervals", "place" by the first metric (null where
         the row lacks it), "seconds" (one a run); "paired": per group the "best" row (of all, or of
         the baselines where that is the "rule") and how every other stands against it, or the

@@ -9,57 +9,18 @@ baseline, chosen likewise, which makes it as hard a bar as the table holds.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxrec.evaluation.methods import is_generator
 from jaxrec.evaluation.ranks import CaseRanks
 from jaxrec.evaluation.report import compare_ranks
 
 AGAINST = ("baseline", "best")
 """What the rows of a group are paired with: the best baseline, or the best row of all."""
-
-SEMANTIC = "generator"
-"""What a run calls its trained generator of semantic IDs; every other row is a baseline of it."""
-
-
-def is_generator(method: str) -> bool:
-    """Whether a method is a trained generator of semantic IDs, or a mix with one.
-
-    >>> [is_generator(name) for name in ("generator", "retriever", "transitions + validation")]
-    [True, False, False]
-    """
-    return SEMANTIC in re.findall(r"\w+", method)
-
-
-def is_trained(method: str, generators: Collection[str] = ()) -> bool:
-    """Whether a row belongs to the run that trained it; the others are counters, the same in all.
-
-    Args:
-        method: name of the row.
-        generators: what the run itself calls its trained methods.
-
-    >>> [is_trained(name) for name in ("retriever", "mix", "popularity")]
-    [True, True, False]
-    """
-    words = set(re.findall(r"\w+", method))
-    return method in generators or bool(words & {SEMANTIC, "retriever", "mix"})
-
-
-def kind_of(method: str, generators: Collection[str] = ()) -> str:
-    """One of untrained, retriever, mix and generator.
-
-    >>> [kind_of(name) for name in ("popularity", "retriever", "retriever + transitions")]
-    ['untrained', 'retriever', 'mix']
-    """
-    if not is_trained(method, generators):
-        return "untrained"
-    if is_generator(method):
-        return "generator"
-    return "mix" if re.search(r"\+|\bmix\b", method) else "retriever"
 
 
 def row_label(row: Mapping[str, Any], group_runs: Sequence[str]) -> str:

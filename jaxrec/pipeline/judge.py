@@ -19,6 +19,7 @@ from jaxrec.evaluation.baselines import (
 from jaxrec.evaluation.breakdown import HISTORY_LENGTH, TARGET_POPULARITY, breakdown_entry
 from jaxrec.evaluation.cases import CaseHistories, case_histories
 from jaxrec.evaluation.item_knn import count_neighbours
+from jaxrec.evaluation.methods import GENERATOR, MIXED, RETRIEVER
 from jaxrec.evaluation.metrics import list_metrics
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.evaluation.ranking import ranks_in_lists, sid_ranks
@@ -26,14 +27,11 @@ from jaxrec.evaluation.ranks import CaseRanks, fingerprint_cases
 from jaxrec.evaluation.report import Comparison, Row, compare_ranks, row_from_ranks
 from jaxrec.evaluation.second_order import count_second_order
 from jaxrec.evaluation.untrained import UntrainedRanker
-from jaxrec.pipeline.mixing import MIXED, Mixed, Retrieval, mix_with_transitions
+from jaxrec.pipeline.mixing import Mixed, Retrieval, mix_with_transitions
 from jaxrec.recipe import Evaluation
 from jaxrec.training.ranking import Answers, Ranker, is_retriever
 from jaxrec.training.supervised import ranked_batches
 from jaxrec.types import PyTree, Tables
-
-GENERATOR, RETRIEVER = "generator", "retriever"
-"""What the trained row is called: a writer of semantic IDs, or a network that knows item ids."""
 
 COMPARED = ("recall@10", "ndcg@10")
 LIST_CUTOFF = 10
@@ -98,6 +96,7 @@ def judge(
     protocol: Protocol,
     evaluation: Evaluation,
     popularity: np.ndarray,
+    temperature: float = 1.0,
 ) -> Judgement:
     """Ranks the test cases with the baselines and with the generator, seen items masked and kept.
 
@@ -107,6 +106,7 @@ def judge(
         protocol: what every row prints.
         evaluation: cutoffs, history cap, batch, intervals.
         popularity: training events of each item, for novelty and for the breakdown.
+        temperature: that a retriever was trained with; makes probabilities of its scores.
     """
     positions = test_cases(split, evaluation, protocol.seed)
     users = case_users(histories, positions)
@@ -141,8 +141,8 @@ def judge(
         entries += _judge_answers(trained, answers, targets, tables, levels, popularity, seconds)
         if evaluation.mix_transitions and seen_masked:
             mixed = mix_with_transitions(
-                Retrieval(params, tables, ranker, histories, evaluation), split, counters, known,
-                positions, seed=protocol.seed,
+                Retrieval(params, tables, ranker, histories, evaluation, temperature),
+                split, counters, known, positions, seed=protocol.seed,
             )  # fmt: skip
             entries.append(_Entry(MIXED, mixed.ranks, mixed.seconds))
         shown = shown or answers

@@ -24,7 +24,6 @@ from jaxrec.tracking import Progress
 from jaxrec.training.ranking import Ranker, item_probabilities
 from jaxrec.types import PyTree, Tables
 
-MIXED = "retriever + transitions"
 TUNED, TESTED = "transitions", "transitions + validation"
 """The counter that the weight is chosen with, and the one that the test is asked of: the first
 knows training events alone, or it would find its own answers."""
@@ -42,6 +41,8 @@ class Retrieval:
     ranker: Ranker
     histories: Histories
     evaluation: Evaluation
+    temperature: float = 1.0
+    """Scores are divided by it, as in training."""
 
     def probabilities(self, positions: np.ndarray) -> Iterator[np.ndarray]:
         """Softmax over the catalogue for each case, blocks float32[<= rows, n] in their order."""
@@ -55,6 +56,7 @@ class Retrieval:
                     shard_rows(cases.events, self.ranker.mesh),
                     generator=self.ranker.generator,
                     space=self.ranker.space,
+                    temperature=self.temperature,
                 )
             yield np.asarray(shares)[cases.live]
 

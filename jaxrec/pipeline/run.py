@@ -305,6 +305,7 @@ def evaluate(
         protocol,
         recipe.evaluation,
         data.popularity,
+        temperature=getattr(recipe.stages[-1].objective, "temperature", 1.0),
     )
     write_results(recipe, place, data, vectors, tokens, model.training, protocol, judgement)
     print(f"judged in {time.perf_counter() - start:.1f} s", file=sys.stderr)

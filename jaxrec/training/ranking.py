@@ -74,14 +74,22 @@ def bind(
     )
 
 
-@partial(jax.jit, static_argnames=("generator", "space"))
+@partial(jax.jit, static_argnames=("generator", "space", "temperature"))
 def item_probabilities(
-    params: PyTree, tables: Tables, events: Events, *, generator: Any, space: TokenSpace
+    params: PyTree,
+    tables: Tables,
+    events: Events,
+    *,
+    generator: Any,
+    space: TokenSpace,
+    temperature: float = 1.0,
 ) -> Float[Array, "b n"]:
-    """A retriever's softmax over the whole catalogue for a batch of histories, float32."""
+    """A retriever's softmax over the whole catalogue for a batch of histories, float32.
+
+    Scores are divided by the temperature."""
     vectors = bind(generator, params, tables, events, space)
     assert isinstance(vectors, UserItemVectors), "only a retriever scores every item at once"
-    return jax.nn.softmax(inner_products(vectors), axis=-1)
+    return jax.nn.softmax(inner_products(vectors) / temperature, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

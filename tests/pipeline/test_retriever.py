@@ -93,6 +93,30 @@ def test_weight_zero_is_the_retriever_itself(folder, monkeypatch):
     assert np.all((mixed.ranks[~within] > 50) | (mixed.ranks[~within] == 0))
 
 
+def test_probabilities_are_those_of_the_trained_temperature(folder):
+    """A softmax of scores over a temperature, by hand."""
+    from jaxrec.pipeline.mixing import Retrieval
+
+    opened = open_finished(folder)
+    model, evaluation = opened.model, opened.recipe.evaluation
+    positions = np.asarray(opened.data.split.test)[:5]
+
+    def shares(temperature):
+        retrieval = Retrieval(
+            model.params,
+            model.tables,
+            model.ranker,
+            opened.data.histories,
+            evaluation,
+            temperature,
+        )
+        return np.concatenate(list(retrieval.probabilities(positions))).astype(np.float64)
+
+    plain, warm = shares(1.0), shares(2.5)
+    expected = plain ** (1 / 2.5)
+    np.testing.assert_allclose(warm, expected / expected.sum(1, keepdims=True), rtol=1e-4)
+
+
 def test_the_training_record_tells_its_cost(folder, recipe):
     (stage,) = json.loads((folder / "report.json").read_text())["training"]["stages"]
     rows, length = recipe.stages[0].feed.batch_shape
