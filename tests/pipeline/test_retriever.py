@@ -66,31 +66,64 @@ def test_the_report_names_a_retriever_and_its_mix(folder):
     assert {each["method"] for each in report["comparisons"]} == {"retriever"}
 
 
-def test_weight_zero_is_the_retriever_itself(folder, monkeypatch):
-    """Ranks by probabilities equal ranks in the list of inner products."""
+def mixed_of(opened, histories, **counters):
+    """The mix of a finished run on a log, and with counters, that may differ from the run's own."""
     from jaxrec.evaluation.cases import case_histories
     from jaxrec.pipeline import mixing
     from jaxrec.pipeline.judge import baselines
 
-    opened = open_finished(folder)
-    histories, model = opened.data.histories, opened.model
-    monkeypatch.setattr(mixing, "choose_weight", lambda *_, **__: ChosenWeight(0.0, {0.0: 1.0}))
-    positions = np.asarray(opened.data.split.test)
-    items = np.asarray(histories.item)
-    mixed = mixing.mix_with_transitions(
+    model, split = opened.model, opened.data.split
+    positions = np.asarray(split.test)
+    return mixing.mix_with_transitions(
         mixing.Retrieval(
             model.params, model.tables, model.ranker, histories, opened.recipe.evaluation
         ),
-        opened.data.split,
-        baselines(histories, opened.data.split),
-        case_histories(np.asarray(histories.offsets), items, positions),
+        split,
+        baselines(histories, split) | counters,
+        case_histories(np.asarray(histories.offsets), np.asarray(histories.item), positions),
         positions,
         seed=0,
     )
+
+
+def test_weight_zero_is_the_retriever_itself(folder, monkeypatch):
+    """Ranks by probabilities equal ranks in the list of inner products."""
+    from jaxrec.pipeline import mixing
+
+    opened = open_finished(folder)
+    monkeypatch.setattr(mixing, "choose_weight", lambda *_, **__: ChosenWeight(0.0, {0.0: 1.0}))
+    mixed = mixed_of(opened, opened.data.histories)
     listed = read_ranks(folder).of("retriever", "item", True)
     within = listed > 0
     np.testing.assert_array_equal(mixed.ranks[within], listed[within])
     assert np.all((mixed.ranks[~within] > 50) | (mixed.ranks[~within] == 0))
+
+
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_the_weight_is_chosen_by_validation_and_nothing_of_the_test(folder, held_out):
+    """Permuted test items leave every number of the choice as it is; permuted answers do not."""
+    opened = open_finished(folder)
+    histories, where = opened.data.histories, np.asarray(getattr(opened.data.split, held_out))
+    item = np.asarray(histories.item).copy()
+    item[where] = np.random.default_rng(0).permutation(item[where])
+    plain = mixed_of(opened, histories)
+    changed = mixed_of(opened, dataclasses.replace(histories, item=item))
+    assert (plain.report == changed.report) == (held_out == "test")
+    assert not np.array_equal(plain.ranks, changed.ranks)
+
+
+def test_the_weight_is_chosen_with_a_counter_that_has_not_seen_the_answers(folder):
+    from jaxrec.evaluation.baselines import Transitions
+    from jaxrec.pipeline.judge import baselines
+    from jaxrec.pipeline.mixing import TESTED, TUNED
+
+    opened = open_finished(folder)
+    histories, split = opened.data.histories, opened.data.split
+    plain = mixed_of(opened, histories)
+    training_only = baselines(histories, split)["transitions"]
+    assert isinstance(training_only, Transitions)
+    assert plain.report == mixed_of(opened, histories, **{TESTED: training_only}).report
+    assert plain.report == mixed_of(opened, histories, **{TUNED: training_only}).report
 
 
 def test_probabilities_are_those_of_the_trained_temperature(folder):
