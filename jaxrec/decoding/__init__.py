@@ -1,7 +1,8 @@
 """Decoding: from a model's step function and a catalogue to ranked items."""
 
 from jaxrec.decoding.beam import BeamSearch, beam_search
-from jaxrec.decoding.catalogue import Catalogue, build_catalogue
+from jaxrec.decoding.build import build_catalogue, shape_for
+from jaxrec.decoding.catalogue import Catalogue, TrieShape
 from jaxrec.decoding.exact import ExactScoring, exact_scores, leaf_scores
 from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
 from jaxrec.decoding.inner_product import InnerProduct, UserItemVectors, retrieve
@@ -16,6 +17,7 @@ __all__ = [
     "Mask",
     "PreparedFilters",
     "StepFunctions",
+    "TrieShape",
     "UserItemVectors",
     "beam_search",
     "build_catalogue",
@@ -23,4 +25,5 @@ __all__ = [
     "leaf_scores",
     "prepare_filters",
     "retrieve",
+    "shape_for",
 ]

@@ -2,8 +2,9 @@
 
 The history is prefilled once, before this file; beams are reordered by index and never tiled. Every
 step is one flat top-k over beams x children that exist, so a beam that names no item cannot arise.
-The search has static shapes: depth d keeps `min(width, prefixes of d codes)` beams, the first
-levels (where that number still grows) are unrolled, all later ones are one `lax.scan`.
+The search has static shapes: depth d keeps `min(width, prefixes of d codes)` beams. Levels at which
+prefixes branch are unrolled; below them, where every prefix has one child, nothing is selected any
+more and all levels are one `lax.scan`.
 
 Order. Inside the search, equal scores go to the lower (beam, code). The final list is sorted by
 score, then by the lowest id (see `order_leaves`), so that a search wide enough to be exhaustive
@@ -19,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jaxrec.decoding.catalogue import Catalogue
+from jaxrec.decoding.catalogue import Catalogue, code_offset
+from jaxrec.decoding.children import Children, child_at, live_children
 from jaxrec.decoding.expansion import LOWEST, expand_leaves, order_leaves
-from jaxrec.decoding.filters import Filters, PreparedFilters, live_children, prepare_filters
+from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
 from jaxrec.decoding.interface import (
     Level,
     Mask,
@@ -35,7 +37,7 @@ from jaxrec.types import PyTree, Ranked
 
 
 class Beams(NamedTuple):
-    """Prefixes under way, best first."""
+    """Prefixes under way."""
 
     node: Int32[Array, "b w"]
     """Node of each prefix; -1 where there is no beam."""
@@ -48,19 +50,28 @@ class Beams(NamedTuple):
 
 
 def normaliser(
-    logits: Float[Array, "b w k"], child: Int32[Array, "a w k"] | None, mask: Mask
+    logits: Float[Array, "b w k"], children: Children, mask: Mask
 ) -> Float[Array, "b w"]:
     """Log of the mass that each beam's codes share: `log p = logits - normaliser`.
 
     Args:
-        child: children that exist (-1: none), read by `before_softmax` only. Its first axis is b,
-            or 1 where all rows look at the same nodes.
+        children: of the beams, read by `before_softmax` only. Its rows are b, or 1 where all rows
+            of the batch look at the same nodes.
         mask: see `Mask`.
     """
     if mask == "before_softmax":
-        assert child is not None
-        logits = jnp.where(child >= 0, logits, -jnp.inf)
-    return jax.nn.logsumexp(logits, axis=-1)
+        exists, code = children
+        if code is not None:
+            code = jnp.broadcast_to(code, (*logits.shape[:2], code.shape[-1]))
+        logits = jnp.where(exists, Children(exists, code).pick(logits), -jnp.inf)
+    return log_mass(logits)
+
+
+def log_mass(logits: Float[Array, "*b k"]) -> Float[Array, "*b"]:
+    """Log of the sum of exponentials over the last axis; `LOWEST` where all are -inf."""
+    top = jnp.maximum(jnp.max(logits, axis=-1), LOWEST)
+    mass = jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
+    return jnp.maximum(top + jnp.log(mass), LOWEST)
 
 
 def advance(
@@ -69,7 +80,7 @@ def advance(
     filters: PreparedFilters,
     beams: Beams,
     cache: PyTree,
-    level: Level,
+    level: int,
     *,
     width: int,
     mask: Mask,
@@ -78,20 +89,58 @@ def advance(
     logits, cache = call_step(
         functions, cache, beams.code, beams.parent, level, catalogue.space.width
     )
-    child = live_children(catalogue, filters, beams.node, level)
-    shift = beams.score - normaliser(logits, child, mask)
-    total = jnp.maximum(logits + shift[..., None], LOWEST)
-    total = jnp.where(child >= 0, total, -jnp.inf)
-    rows, _, slots = child.shape
-    score, index = top_k(total.reshape(rows, -1), width)
-    node = jnp.take_along_axis(child.reshape(rows, -1), index, axis=1)
-    code = catalogue.code[jnp.maximum(node, 0)]
-    return Beams(node, score, code, index // slots), cache
+    children = live_children(catalogue, filters, beams.node, level)
+    shift = beams.score - normaliser(logits, children, mask)
+    total = jnp.maximum(children.pick(logits) + shift[..., None], LOWEST)
+    total = jnp.where(children.exists, total, -jnp.inf)
+    rows, beam_count, places = total.shape
+    score, index = top_k(total.reshape(rows, -1), min(width, beam_count * places))
+    parent, place = index // places, index % places
+    code = place
+    if children.code is not None:
+        code = jnp.take_along_axis(children.code.reshape(rows, -1), index, axis=1)
+    node = child_at(catalogue, level, jnp.take_along_axis(beams.node, parent, axis=1), place)
+    return Beams(jnp.where(score > -jnp.inf, node, -1), score, code, parent), cache
+
+
+def follow_chain(
+    functions: StepFunctions,
+    catalogue: Catalogue,
+    beams: Beams,
+    cache: PyTree,
+    first: int,
+    level: Level,
+    mask: Mask,
+) -> tuple[Beams, PyTree]:
+    """One level of a chain: every beam goes on to its one child, so there is nothing to select.
+
+    Args:
+        first: first level of the chain, to whose end it goes on; `level` may be traced.
+    """
+    logits, cache = call_step(
+        functions, cache, beams.code, beams.parent, level, catalogue.space.width
+    )
+    stay = jnp.broadcast_to(jnp.arange(beams.node.shape[1], dtype=jnp.int32), beams.node.shape)
+    place = code_offset(catalogue, first + 1) + (level - first) * catalogue.shape.nodes[first]
+    code = catalogue.code[place + jnp.maximum(beams.node, 0)].astype(jnp.int32)
+    score = beams.score
+    if mask == "after_softmax":
+        gained = jnp.take_along_axis(logits, code[..., None], axis=-1)[..., 0]
+        gained -= log_mass(logits)
+        score = jnp.where(score > -jnp.inf, jnp.maximum(score + gained, LOWEST), score)
+    return Beams(beams.node, score, code, stay), cache
 
 
 def beam_widths(catalogue: Catalogue, width: int) -> tuple[int, ...]:
     """Beams kept at each depth, root included: no depth has more beams than prefixes."""
-    return tuple(min(width, nodes) for nodes in catalogue.nodes)
+    return tuple(min(width, nodes) for nodes in catalogue.shape.nodes)
+
+
+def chain_start(catalogue: Catalogue) -> int:
+    """First level, 1 or later, below which no prefix branches; `levels` where the last one does."""
+    kinds = catalogue.shape.kinds
+    branching = [level for level, kind in enumerate(kinds) if kind != "chain"]
+    return max([0, *branching]) + 1
 
 
 def beam_search(
@@ -129,31 +178,23 @@ def beam_search(
     root = jnp.zeros((functions.batch, 1), jnp.int32)
     beams = Beams(root, root.astype(jnp.float32), root, root)
     cache = functions.cache
-    first = catalogue.levels if unroll else _first_scanned(widths)
-
-    def one(beams: Beams, cache: PyTree, level: Level, kept: int) -> tuple[Beams, PyTree]:
-        return advance(functions, catalogue, live, beams, cache, level, width=kept, mask=mask)
-
-    for level in range(first):
-        beams, cache = one(beams, cache, level, widths[level + 1])
-    if first < catalogue.levels:
-        (beams, _), _ = jax.lax.scan(
-            lambda state, level: (one(*state, level, widths[-1]), None),
-            (beams, cache),
-            jnp.arange(first, catalogue.levels, dtype=jnp.int32),
+    chain = catalogue.levels if unroll else chain_start(catalogue)
+    for level in range(chain):
+        beams, cache = advance(
+            functions, catalogue, live, beams, cache, level, width=widths[level + 1], mask=mask
         )
+    if chain < catalogue.levels:
+        # The first step of the chain may still widen the model's cache; from then on all is fixed.
+        beams, cache = follow_chain(functions, catalogue, beams, cache, chain, chain, mask)
+        (beams, _), _ = jax.lax.scan(
+            lambda state, level: (
+                follow_chain(functions, catalogue, *state, chain, level, mask), None
+            ),
+            (beams, cache),
+            jnp.arange(chain + 1, catalogue.levels, dtype=jnp.int32),
+        )  # fmt: skip
     leaf, score = order_leaves(catalogue, beams.node, beams.score)
     return expand_leaves(catalogue, live, leaf, score, k)
-
-
-def _first_scanned(widths: tuple[int, ...]) -> int:
-    """First level from which beams and cache keep their width.
-
-    The step of level d meets a cache of `widths[d - 1]` beams, so that width must be final too;
-    level 0 has the root's cache and a static level number.
-    """
-    levels = len(widths) - 1
-    return next((d for d in range(2, levels) if widths[d - 1] == widths[-1]), levels)
 
 
 @dataclasses.dataclass(frozen=True)

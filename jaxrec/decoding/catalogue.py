@@ -1,228 +1,197 @@
-"""The catalogue as a trie of device tables: items sorted by semantic ID, prefixes as row ranges.
+"""The catalogue as a trie of device tables: items sorted by semantic ID, nothing pointed to.
 
-Sorting the items by their codes makes every prefix a contiguous range of *rows*, so the trie needs
-no pointers: a node is a range, counting the items below it is a subtraction, and its children are
-consecutive. Nodes are numbered globally, depth by depth and in sorted order inside a depth: node 0
-is the root, the last `nodes[-1]` are the leaves (distinct full IDs). Items that share a full ID
-share a leaf; inside it they stand in the order that `build_catalogue` was given.
+Sorting the items by their codes makes every prefix a contiguous range, so nodes are numbered depth
+by depth in sorted order and the children of a node are consecutive. A node of a depth is just its
+number there; what has to be stored is where the children of each node begin and the last code of
+each node. Both shrink further where the shape of a level allows it (`Kind`), so that ten million
+items with 8 codes of 2,048 take 16 bytes an item, and a lookup costs the same in a catalogue of any
+size. The last depth are the leaves, the distinct full IDs; items that share one stand side by side.
 
-Children are stored as dense rows, one column per code. The decoders reach them only through
-`children` and read the code of a chosen child from `code`, so another layout of the rows
-changes nothing above.
+Dense rows over compressed ones are the layout of Su et al. 2026 (arXiv:2602.22647, "STATIC");
+numbers without pointers and the four kinds of levels are ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from functools import partial
-from typing import no_type_check
+from typing import Literal, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Int32, Integer, UInt32
 
 from jaxrec.types import TokenSpace
 
-DENSE_BUDGET = 1 << 30
-"""Bytes that the dense child rows may take unless the caller says otherwise: 1 GiB."""
+Kind = Literal["chain", "full", "dense", "slots"]
+"""How the children of the nodes of one depth are laid out.
+
+- `chain`: every node has one child, which has its number; nothing is stored.
+- `full`: every node has every code of the level; nothing is stored.
+- `dense`: one bit a code says which children exist; for levels that are nearly full.
+- `slots`: children are looked up one after another; for wide and sparse levels.
+"""
+
+BITS = 32
+"""Codes of a word in `Catalogue.bits`."""
+BLOCK = 32
+"""Nodes that share a 32-bit base in `Starts`."""
 
 
-@no_type_check  # tree operations put shapes and shardings where the arrays were
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("item", "row", "start", "stop", "code", "child"),
-    meta_fields=("space", "nodes", "fanout", "max_group"),
-)
+class Starts(NamedTuple):
+    """A rising table of numbers, in one or two bytes each: where the children of nodes begin."""
+
+    base: Int32[Array, " blocks"]
+    """Number at the start of every `BLOCK`."""
+    delta: Integer[Array, " n"]
+    """What is added to it; unsigned."""
+
+    def at(self, index: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+        """Numbers at places."""
+        return self.base[index // BLOCK] + self.delta[index].astype(jnp.int32)
+
+
 @dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """A trie over the items' semantic IDs. Made by `build_catalogue`; an argument of `jit`.
+class TrieShape:
+    """The static numbers of a catalogue: two catalogues of equal shape share a compiled program.
 
-    The static numbers (`nodes`, `fanout`, `max_group`) only bound shapes: two catalogues with equal
-    ones share a compiled program, and a depth may have unused nodes at its end (`start == stop`, no
-    parent), so an index may leave room to grow.
+    They only bound: a depth may have unused nodes at its end, so an index may leave room to grow.
     """
 
-    item: Int32[Array, " n"]
-    """Item of each row; rows are sorted by semantic ID, then by order inside the leaf."""
-    row: Int32[Array, " n"]
-    """Row of each item: the inverse of `item`."""
-    start: Int32[Array, " nodes"]
-    """First row of each node."""
-    stop: Int32[Array, " nodes"]
-    """One past the last row of each node."""
-    code: Int32[Array, " nodes"]
-    """Last code of each node's prefix; 0 at the root."""
-    child: Int32[Array, "inner k"]
-    """Child of each inner node by code, as a node number; -1 where the catalogue has none."""
-    space: TokenSpace
-    """The token space of the codes."""
     nodes: tuple[int, ...]
     """Nodes of each depth, from 1 (the root) to the number of leaves."""
+    kinds: tuple[Kind, ...]
+    """Layout below the nodes of each depth, leaves excluded."""
     fanout: tuple[int, ...]
     """Most children that a node of each depth has, leaves excluded."""
     max_group: int
     """Most items that one leaf has; 1 when all semantic IDs are unique."""
 
-    @property
-    def items(self) -> int:
-        """Number of items."""
-        return self.item.shape[0]
+
+@no_type_check  # tree operations put shapes and shardings where the arrays were
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("item", "row", "code", "first", "bits", "group"),
+    meta_fields=("space", "shape", "items"),
+)
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """A trie over the items' semantic IDs. Made by `build_catalogue`; an argument of `jit`.
+
+    Rows are the items sorted by semantic ID, then by their order inside the leaf.
+    """
+
+    item: Int32[Array, " n"] | None
+    """Item of each row, -1 in unused rows; None where rows are items."""
+    row: Int32[Array, " n"] | None
+    """Row of each item, the inverse of `item`; n for items that are not there."""
+    code: Integer[Array, " stored"]
+    """Last code of the nodes of every depth below one that is not `full`, unsigned."""
+    first: tuple[Starts | None, ...]
+    """First child of each node, and one number more; per depth, for `dense` and `slots`."""
+    bits: tuple[UInt32[Array, "nodes words"] | None, ...]
+    """Which codes may follow each node, the lowest bit first; per depth, for `dense`."""
+    group: Starts | None
+    """First row of each leaf, and one number more; None where every leaf is one row."""
+    space: TokenSpace
+    """The token space of the codes."""
+    shape: TrieShape
+    """Static numbers."""
+    items: int
+    """Number of items, unused places included."""
 
     @property
     def levels(self) -> int:
         """Levels of a semantic ID."""
         return self.space.levels
 
-    def offset(self, depth: int) -> int:
-        """Number of the first node of a depth."""
-        return sum(self.nodes[:depth])
+    @property
+    def leaves(self) -> int:
+        """Number of distinct semantic IDs, unused places included."""
+        return self.shape.nodes[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def item_at(self, row: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+        """Items of rows."""
+        return row if self.item is None else self.item[row]
+
+    def row_of(self, item: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+        """Rows of items."""
+        return item if self.row is None else self.row[item]
 
 
-def node_at(
-    catalogue: Catalogue, row: Int32[Array, " ..."], depth: int | Int32[Array, " ..."]
+def code_of(catalogue: Catalogue, depth: int, node: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+    """Last code of nodes of a depth; 0 at the root."""
+    if depth == 0:
+        return jnp.zeros_like(node)
+    if catalogue.shape.kinds[depth - 1] == "full":
+        return node % catalogue.space.sizes[depth - 1]
+    return catalogue.code[code_offset(catalogue, depth) + node].astype(jnp.int32)
+
+
+def code_offset(catalogue: Catalogue, depth: int) -> int:
+    """Place of the codes of a depth in `Catalogue.code`."""
+    shape = catalogue.shape
+    return sum(shape.nodes[above] for above in range(1, depth) if shape.kinds[above - 1] != "full")
+
+
+def first_child(
+    catalogue: Catalogue, depth: int, node: Int32[Array, " ..."]
 ) -> Int32[Array, " ..."]:
-    """Number of the node of `depth` that holds each row (the row's prefix of `depth` codes).
+    """First child of nodes of a depth; one past the last node gives one past the last child."""
+    kind, starts = catalogue.shape.kinds[depth], catalogue.first[depth]
+    if kind == "chain":
+        return node
+    if kind == "full":
+        return node * catalogue.space.sizes[depth]
+    assert starts is not None
+    return starts.at(node)
 
-    A binary search among the first rows of the depth's nodes; `row` and `depth` broadcast, so the
-    whole path of a row is one call.
-    """
-    ends = np.cumsum(catalogue.nodes, dtype=np.int32)
-    low = jnp.asarray(ends - np.asarray(catalogue.nodes, np.int32))[depth]
-    high = jnp.asarray(ends)[depth]
-    low, high, row = jnp.broadcast_arrays(low, high, row)
+
+def parent_of(catalogue: Catalogue, depth: int, node: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+    """Parents, of `depth - 1`, of nodes of a depth."""
+    kind, starts = catalogue.shape.kinds[depth - 1], catalogue.first[depth - 1]
+    if kind == "chain":
+        return node
+    if kind == "full":
+        return node // catalogue.space.sizes[depth - 1]
+    assert starts is not None
+    return _bisect(starts, node, catalogue.shape.nodes[depth - 1])
+
+
+def first_row(catalogue: Catalogue, leaf: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+    """First row of leaves; one past the last leaf gives the number of rows in use."""
+    return leaf if catalogue.group is None else catalogue.group.at(leaf)
+
+
+def leaf_of(catalogue: Catalogue, row: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
+    """Leaves of rows."""
+    if catalogue.group is None:
+        return row
+    return _bisect(catalogue.group, row, catalogue.leaves)
+
+
+def ancestor_of(
+    catalogue: Catalogue, depth: int, node: Int32[Array, " ..."], above: int
+) -> Int32[Array, " ..."]:
+    """Ancestors at depth `above` of nodes of a depth."""
+    for below in range(depth, above, -1):
+        node = parent_of(catalogue, below, node)
+    return node
+
+
+def _bisect(starts: Starts, place: Int32[Array, " ..."], count: int) -> Int32[Array, " ..."]:
+    """The last of `count` numbers of a table that is not above each place."""
+    low, high = jnp.zeros_like(place), jnp.full_like(place, count)
 
     def halve(_: int | Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = low + (high - low) // 2
-        inside = catalogue.start[middle] <= row
+        inside = (middle < high) & (starts.at(jnp.minimum(middle, count - 1)) <= place)
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
-    steps = max(catalogue.nodes).bit_length()
-    return jax.lax.fori_loop(0, steps, halve, (low, high))[0]
-
-
-def children(catalogue: Catalogue, node: Int32[Array, "b w"]) -> Int32[Array, "b w c"]:
-    """Children of inner nodes, in the order of their codes; -1 where there is none.
-
-    A `node` of -1 (a beam that is not alive) has no children.
-    """
-    rows = catalogue.child[jnp.maximum(node, 0)]
-    return jnp.where(node[..., None] >= 0, rows, -1)
-
-
-def slot_of(catalogue: Catalogue, node: Int32[Array, " ..."]) -> Int32[Array, " ..."]:
-    """Where each node stands on the last axis of its parent's `children`."""
-    return catalogue.code[node]
-
-
-def build_catalogue(
-    codes: np.ndarray,
-    space: TokenSpace,
-    order: np.ndarray | None = None,
-    *,
-    budget_bytes: int = DENSE_BUDGET,
-) -> Catalogue:
-    """Sorts the items by semantic ID and lays the trie out as arrays. Vectorised numpy.
-
-    Args:
-        codes: integers `[n, l]`; row i holds the codes of item i.
-        space: token space that the codes belong to.
-        order: numbers `[n]`; inside a collision group lower numbers come first, then lower item
-            ids. By default the item id alone. (`-popularity` puts popular items first.)
-        budget_bytes: most bytes that the dense child rows may take.
-
-    Raises:
-        ValueError: no items, wrong shape or dtype, a code outside its level, or dense rows above
-            the budget.
-    """
-    codes = _checked_codes(codes, space)
-    items = codes.shape[0]
-    order = np.zeros(items, np.int8) if order is None else np.asarray(order)
-    if order.shape != (items,):
-        raise ValueError(
-            f"order has shape {order.shape} for {items} items; give one number per item."
-        )
-    item = np.lexsort((order, *codes.T[::-1])).astype(np.int32)  # stable: then by item id
-    codes = codes[item]
-    starts, new = [np.zeros(1, np.int64)], np.zeros(items, bool)
-    new[0] = True
-    for level in range(space.levels):
-        new[1:] |= codes[1:, level] != codes[:-1, level]
-        starts.append(np.flatnonzero(new))
-    nodes = tuple(len(rows) for rows in starts)
-    _check_budget(sum(nodes[:-1]) * space.width * 4, budget_bytes, items)
-
-    child, last_codes, fanout = _link(codes, starts, space.width)
-    row = np.empty(items, np.int32)
-    row[item] = np.arange(items, dtype=np.int32)
-    stops = [np.append(rows[1:], items) for rows in starts]
-
-    def device(values: np.ndarray) -> jax.Array:
-        return jnp.asarray(values, jnp.int32)
-
-    return Catalogue(
-        item=device(item),
-        row=device(row),
-        start=device(np.concatenate(starts)),
-        stop=device(np.concatenate(stops)),
-        code=device(last_codes),
-        child=device(child),
-        space=space,
-        nodes=nodes,
-        fanout=fanout,
-        max_group=int((stops[-1] - starts[-1]).max()),
-    )
-
-
-def _link(
-    codes: np.ndarray, starts: list[np.ndarray], width: int
-) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Child rows, last code of every node, and the largest number of children per depth."""
-    offsets = np.cumsum([0, *(len(rows) for rows in starts)])
-    child = np.full((offsets[-2], width), -1, np.int32)
-    last_codes, fanout = [np.zeros(1, np.int32)], []
-    for level, (above, below) in enumerate(itertools.pairwise(starts)):
-        parent = np.searchsorted(above, below, side="right") - 1
-        code = codes[below, level]
-        number = offsets[level + 1] + np.arange(len(below))
-        child[offsets[level] + parent, code] = number
-        last_codes.append(code.astype(np.int32))
-        fanout.append(int(np.bincount(parent).max()))
-    return child, np.concatenate(last_codes), tuple(fanout)
-
-
-def _checked_codes(codes: np.ndarray, space: TokenSpace) -> np.ndarray:
-    """The codes as int64, or a ValueError that names the first thing wrong with them."""
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[1] != space.levels:
-        raise ValueError(
-            f"codes have shape {codes.shape}; a token space of sizes {space.sizes} needs one row "
-            f"per item and {space.levels} columns."
-        )
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f"codes have dtype {codes.dtype}; give integers.")
-    if codes.shape[0] == 0:
-        raise ValueError("the catalogue is empty; give the codes of at least one item.")
-    if codes.shape[0] >= 1 << 31:
-        raise ValueError(f"{codes.shape[0]} items do not fit 32-bit rows; split the catalogue.")
-    wrong = (codes < 0) | (codes >= np.asarray(space.sizes))
-    if wrong.any():
-        item, level = (int(index) for index in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"{int(wrong.any(axis=1).sum())} item(s) have codes outside the token space; the first "
-            f"is item {item}: code {int(codes[item, level])} at level {level}, where 0 .. "
-            f"{space.sizes[level] - 1} are allowed. Use semantic IDs of this space."
-        )
-    return codes.astype(np.int64)
-
-
-def _check_budget(needed: int, budget: int, items: int) -> None:
-    """Refuses dense child rows that would take more than the budget."""
-    if needed > budget:
-        raise ValueError(
-            f"the dense child rows of {items} items need {needed:,} bytes, above the budget of "
-            f"{budget:,}; pass budget_bytes={needed} if the device has them, or use semantic IDs "
-            "with narrower levels."
-        )
+    return jax.lax.fori_loop(0, count.bit_length(), halve, (low, high))[0]

@@ -15,13 +15,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jaxrec.decoding.beam import normaliser
-from jaxrec.decoding.catalogue import Catalogue, node_at
+from jaxrec.decoding.catalogue import (
+    Catalogue,
+    ancestor_of,
+    code_of,
+    first_child,
+    first_row,
+    leaf_of,
+    parent_of,
+)
+from jaxrec.decoding.children import live_children
 from jaxrec.decoding.expansion import LOWEST, expand_leaves
 from jaxrec.decoding.filters import (
     Filters,
     PreparedFilters,
     live_before,
-    live_children,
     live_leaves,
     prepare_filters,
 )
@@ -50,30 +58,24 @@ class _Scorer:
         """Log-probabilities of the codes below nodes of depth `level`.
 
         Args:
-            node: node numbers, the same for all rows.
+            node: the same for all rows.
             parent: their parents' places in the cache.
         """
         batch, count = self.functions.batch, node.shape[0]
-        codes = jnp.broadcast_to(self.catalogue.code[node], (batch, count))
+        codes = jnp.broadcast_to(code_of(self.catalogue, level, node), (batch, count))
         parents = jnp.broadcast_to(parent, (batch, count))
         logits, cache = call_step(
             self.functions, cache, codes, parents, level, self.catalogue.space.width
         )
-        child = None
-        if self.mask == "before_softmax":
-            rows = 1 if self.filters.denied is None else batch
-            nodes = jnp.broadcast_to(node, (rows, count))
-            child = live_children(self.catalogue, self.filters, nodes, level)
-        return logits - normaliser(logits, child, self.mask)[..., None], cache
+        rows = batch if self.filters.denied is not None else 1
+        nodes = jnp.broadcast_to(node, (rows, count))
+        children = live_children(self.catalogue, self.filters, nodes, level)
+        return logits - normaliser(logits, children, self.mask)[..., None], cache
 
     def window(self, depth: int, first: Int32[Array, ""], size: int) -> Int32[Array, " w"]:
-        """Node numbers of `size` nodes of a depth, from the `first` or as late as it can be."""
-        first = jnp.minimum(first, self.catalogue.nodes[depth] - size)
-        return self.catalogue.offset(depth) + first + jnp.arange(size, dtype=jnp.int32)
-
-    def parent(self, node: Int32[Array, " w"], depth: int) -> Int32[Array, " w"]:
-        """Parents (of depth - 1) of nodes of `depth`."""
-        return node_at(self.catalogue, self.catalogue.start[node], depth - 1)
+        """`size` nodes of a depth, from the `first` or as late as it can be."""
+        first = jnp.minimum(first, self.catalogue.shape.nodes[depth] - size)
+        return first + jnp.arange(size, dtype=jnp.int32)
 
     def extend(
         self,
@@ -81,9 +83,10 @@ class _Scorer:
         log_probs: Float[Array, "b w k"],
         node: Int32[Array, " c"],
         parent: Int32[Array, " c"],
+        depth: int,
     ) -> Float[Array, "b c"]:
-        """Scores of nodes from those of their parents, by the parents' places."""
-        gained = log_probs[:, parent, self.catalogue.code[node]]
+        """Scores of nodes of a depth from those of their parents, by the parents' places."""
+        gained = log_probs[:, parent, code_of(self.catalogue, depth, node)]
         return jnp.maximum(score[:, parent] + gained, LOWEST)
 
 
@@ -108,7 +111,7 @@ def leaf_scores(
     check_mask(mask)
     live = prepare_filters(catalogue, filters, functions.batch)
     scorer = _Scorer(functions, catalogue, live, block, mask)
-    trunk = max(depth for depth in range(catalogue.levels) if catalogue.nodes[depth] <= block)
+    trunk = max(depth for depth in range(catalogue.levels) if catalogue.shape.nodes[depth] <= block)
     score, cache = _score_trunk(scorer, trunk)
     if trunk < catalogue.levels - 1:
         score = _score_blocks(scorer, trunk, score, cache)
@@ -123,9 +126,9 @@ def _score_trunk(scorer: _Scorer, trunk: int) -> tuple[Float[Array, "b w"], PyTr
     parent = below
     for level in range(trunk + 1):
         log_probs, cache = scorer.step(cache, below, parent, level)
-        below = scorer.window(level + 1, jnp.int32(0), catalogue.nodes[level + 1])
-        parent = scorer.parent(below, level + 1) - catalogue.offset(level)
-        score = scorer.extend(score, log_probs, below, parent)
+        below = scorer.window(level + 1, jnp.int32(0), catalogue.shape.nodes[level + 1])
+        parent = parent_of(catalogue, level + 1, below)
+        score = scorer.extend(score, log_probs, below, parent, level + 1)
     return score, cache
 
 
@@ -135,46 +138,43 @@ def _score_blocks(
     """Scores the leaves, one block of nodes of the last inner depth after another."""
     catalogue, block = scorer.catalogue, scorer.block
     last = catalogue.levels - 1
-    width = min(block * catalogue.fanout[last], catalogue.nodes[-1])
+    width = min(block * catalogue.shape.fanout[last], catalogue.leaves)
 
     def one(scores: Array, number: Array) -> tuple[Array, None]:
         node = scorer.window(last, number * block, block)
-        row = catalogue.start[node[0]]
+        first_node = node[0]
         score, cache, parents = trunk_score, trunk_cache, None
         log_probs = jnp.zeros(())
         for level in range(trunk + 1, last + 1):
-            first = node_at(catalogue, row, level) - catalogue.offset(level)
+            first = ancestor_of(catalogue, last, first_node, level)
             node = scorer.window(level, first, block)
-            parent = scorer.parent(node, level)
+            parent = parent_of(catalogue, level, node)
             if parents is None:
-                score = score[:, node - catalogue.offset(level)]
-                parent = parent - catalogue.offset(trunk)
+                score = score[:, node]
             else:
                 # A window may hold more than the block's ancestors; what those score is not read.
                 parent = jnp.clip(parent - parents[0], 0, block - 1)
-                score = scorer.extend(score, log_probs, node, parent)
+                score = scorer.extend(score, log_probs, node, parent, level)
             log_probs, cache = scorer.step(cache, node, parent, level)
             parents = node
-        first = node_at(catalogue, row, last + 1) - catalogue.offset(last + 1)
-        leaf = scorer.window(last + 1, first, width)
-        parent = scorer.parent(leaf, last + 1) - node[0]
+        leaf = scorer.window(last + 1, first_child(catalogue, last, first_node), width)
+        parent = parent_of(catalogue, last + 1, leaf) - node[0]
         inside = (parent >= 0) & (parent < block)
-        found = scorer.extend(score, log_probs, leaf, jnp.clip(parent, 0, block - 1))
-        begin = leaf[0] - catalogue.offset(last + 1)
-        known = jax.lax.dynamic_slice_in_dim(scores, begin, width, axis=1)
+        parent = jnp.clip(parent, 0, block - 1)
+        found = scorer.extend(score, log_probs, leaf, parent, last + 1)
+        known = jax.lax.dynamic_slice_in_dim(scores, leaf[0], width, axis=1)
         found = jnp.where(inside, found, known)
-        return jax.lax.dynamic_update_slice_in_dim(scores, found, begin, axis=1), None
+        return jax.lax.dynamic_update_slice_in_dim(scores, found, leaf[0], axis=1), None
 
-    empty = jnp.full((scorer.functions.batch, catalogue.nodes[-1]), -jnp.inf, jnp.float32)
-    blocks = -(-catalogue.nodes[last] // block)
+    empty = jnp.full((scorer.functions.batch, catalogue.leaves), -jnp.inf, jnp.float32)
+    blocks = -(-catalogue.shape.nodes[last] // block)
     return jax.lax.scan(one, empty, jnp.arange(blocks, dtype=jnp.int32))[0]
 
 
-def _leaf_of_items(catalogue: Catalogue) -> Int32[Array, " n"]:
-    """Leaf of each item, counted from the first leaf."""
-    starts = catalogue.start[catalogue.offset(catalogue.levels) :]
-    marks = jnp.zeros(catalogue.items, jnp.int32).at[starts].set(1)
-    return (jnp.cumsum(marks, dtype=jnp.int32) - 1)[catalogue.row]
+def _leaf_of_items(catalogue: Catalogue) -> tuple[Int32[Array, " n"], Int32[Array, " n"]]:
+    """Leaf and row of each item; of items that are not there, some leaf and one past all rows."""
+    row = catalogue.row_of(jnp.arange(catalogue.items, dtype=jnp.int32))
+    return leaf_of(catalogue, jnp.minimum(row, catalogue.items - 1)), row
 
 
 def exact_scores(
@@ -201,10 +201,11 @@ def exact_scores(
     """
     live = prepare_filters(catalogue, filters, functions.batch)
     score = leaf_scores(functions, catalogue, live, block=block, mask=mask)
-    score = score[:, _leaf_of_items(catalogue)]
+    leaf, row = _leaf_of_items(catalogue)
+    score = jnp.where(row < catalogue.items, score[:, leaf], -jnp.inf)
     if live.before is None and live.denied is None:
         return score
-    row = jnp.broadcast_to(catalogue.row, score.shape)
+    row = jnp.broadcast_to(row, score.shape)
     alive = live_before(live, row + 1) > live_before(live, row)
     return jnp.where(alive, score, -jnp.inf)
 
@@ -242,9 +243,9 @@ class ExactScoring:
         del key
         live = prepare_filters(catalogue, filters, functions.batch)
         score = leaf_scores(functions, catalogue, live, block=self.block, mask=self.mask)
-        leaf_of_item, first_leaf = _leaf_of_items(catalogue), catalogue.offset(catalogue.levels)
-        is_first = catalogue.start[first_leaf + leaf_of_item] == catalogue.row
+        leaf_of_item, row = _leaf_of_items(catalogue)
+        is_first = first_row(catalogue, leaf_of_item) == row
         by_item = jnp.where(is_first, score[:, leaf_of_item], -jnp.inf)
-        best, item = top_k(by_item, min(self.k, catalogue.nodes[-1]))
-        leaf = jnp.where(best > -jnp.inf, first_leaf + leaf_of_item[item], -1)
+        best, item = top_k(by_item, min(self.k, catalogue.leaves))
+        leaf = jnp.where(best > -jnp.inf, leaf_of_item[item], -1)
         return expand_leaves(catalogue, live, leaf, best, self.k)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jaxrec.decoding.catalogue import Catalogue
+from jaxrec.decoding.catalogue import Catalogue, first_row
 from jaxrec.decoding.filters import PreparedFilters, live_before
 from jaxrec.types import Ranked
 
@@ -30,11 +30,13 @@ def expand_leaves(
     Filtered items are skipped. Slots that are left get item -1, score -inf and valid False.
 
     Args:
-        leaf: node numbers of leaves, best first, none twice; -1 is skipped.
+        leaf: leaves that have an item to give, best first, none twice; -1 at the end is skipped.
         score: their scores.
     """
     node = jnp.maximum(leaf, 0)
-    start, stop = catalogue.start[node], catalogue.stop[node]
+    if catalogue.shape.max_group == 1:
+        return _one_each(catalogue, leaf, score, k)
+    start, stop = first_row(catalogue, node), first_row(catalogue, node + 1)
     skipped = live_before(filters, start)
     count = jnp.where(leaf >= 0, live_before(filters, stop) - skipped, 0)
     ends = jnp.cumsum(count, axis=1)
@@ -50,10 +52,24 @@ def expand_leaves(
     row = _nth_live_row(catalogue, filters, pick(start), pick(stop), before)
     row = jnp.clip(row, 0, catalogue.items - 1)
     return Ranked(
-        items=jnp.where(valid, catalogue.item[row], -1),
+        items=jnp.where(valid, catalogue.item_at(row), -1),
         scores=jnp.where(valid, pick(score), -jnp.inf),
         valid=valid,
     )
+
+
+def _one_each(
+    catalogue: Catalogue, leaf: Int32[Array, "b w"], score: Float[Array, "b w"], k: int
+) -> Ranked:
+    """The first k leaves, each of which is one item."""
+    ahead = ((0, 0), (0, max(0, k - leaf.shape[1])))
+    leaf, score = (
+        jnp.pad(values, ahead, constant_values=fill)[:, :k]
+        for values, fill in ((leaf, -1), (score, -jnp.inf))
+    )
+    valid = leaf >= 0
+    item = catalogue.item_at(first_row(catalogue, jnp.maximum(leaf, 0)))
+    return Ranked(jnp.where(valid, item, -1), jnp.where(valid, score, -jnp.inf), valid)
 
 
 def order_leaves(
@@ -63,7 +79,7 @@ def order_leaves(
 
     The first item is that of the catalogue, filtered or not, so filters never reorder a list.
     """
-    first = catalogue.item[catalogue.start[jnp.maximum(leaf, 0)]]
+    first = catalogue.item_at(first_row(catalogue, jnp.maximum(leaf, 0)))
     falling, _, leaf = jax.lax.sort((-score, first, leaf), dimension=1, num_keys=2)
     return leaf, -falling
 
@@ -79,7 +95,7 @@ def _nth_live_row(
 
     Without filters it is `before` itself; with them a bisection inside the leaf.
     """
-    if catalogue.max_group == 1:
+    if catalogue.shape.max_group == 1:
         return start
     if filters.before is None and filters.denied is None:
         return before
@@ -90,5 +106,5 @@ def _nth_live_row(
         right = live_before(filters, middle + 1) <= before
         return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
 
-    steps = catalogue.max_group.bit_length()
+    steps = catalogue.shape.max_group.bit_length()
     return jax.lax.fori_loop(0, steps, halve, (start, stop - 1))[0]

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.decoding.catalogue import Catalogue, build_catalogue
+from jaxrec.decoding.build import build_catalogue
+from jaxrec.decoding.catalogue import Catalogue
 from jaxrec.evaluation.protocol import Protocol
 from jaxrec.files import json_hash, lock, read_json, sweep_leftovers, write_json
 from jaxrec.objectives.item_sampled import POPULARITY

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrec.decoding.catalogue import build_catalogue
+from jaxrec.decoding.build import build_catalogue
 from jaxrec.decoding.filters import Filters
 from jaxrec.objectives.item_sampled import POPULARITY
 from jaxrec.parallel import replicated, rows_sharding

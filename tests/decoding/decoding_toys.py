@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.decoding import Catalogue, StepFunctions, build_catalogue
+from jaxrec.decoding import Catalogue, StepFunctions, TrieShape, build_catalogue
+from jaxrec.decoding.catalogue import Kind
 from jaxrec.types import Ranked, TokenSpace
 
 FAR = np.float32(-1e9)
@@ -180,42 +181,14 @@ def example(seed: int = 0, sizes=(5, 4, 3, 4), items: int = 60, shape: str = "un
     return catalogue, codes, TableModel(space)
 
 
-def grown(catalogue: Catalogue, nodes, fanout, max_group: int) -> Catalogue:
-    """The same catalogue with unused nodes and looser bounds, so that random ones share a program.
-
-    Args:
-        nodes: nodes to reserve at each depth.
-    """
-    offsets, old = np.cumsum((0, *nodes)), np.cumsum((0, *catalogue.nodes))
-    number = np.full(old[-1] + 1, -1)  # its last place serves as the number of "no child"
-    for depth, count in enumerate(catalogue.nodes):
-        number[old[depth] : old[depth + 1]] = offsets[depth] + np.arange(count)
-    used = number[:-1]
-
-    def spread(values, fill: int, length: int):
-        out = np.full((length, *values.shape[1:]), fill, np.int32)
-        out[used[: len(values)]] = values
-        return jnp.asarray(out)
-
-    child = number[np.asarray(catalogue.child)].astype(np.int32)
-    return dataclasses.replace(
-        catalogue,
-        start=spread(catalogue.start, catalogue.items, offsets[-1]),
-        stop=spread(catalogue.stop, catalogue.items, offsets[-1]),
-        code=spread(catalogue.code, 0, offsets[-1]),
-        child=spread(child, -1, offsets[-2]),
-        nodes=tuple(nodes),
-        fanout=tuple(fanout),
-        max_group=max_group,
-    )
-
-
-def roomy(codes: np.ndarray, space: TokenSpace, order=None) -> Catalogue:
-    """A catalogue whose shapes depend on the token space and the number of items only."""
+def roomy(codes: np.ndarray, space: TokenSpace, order=None, kind: Kind = "slots") -> Catalogue:
+    """A catalogue whose shape depends on the token space and the number of items only, so that
+    random ones share a program; every level laid out alike."""
     nodes = [1]
     for size in space.sizes:
         nodes.append(min(len(codes), nodes[-1] * size))
-    return grown(build_catalogue(codes, space, order), nodes, space.sizes, len(codes))
+    shape = TrieShape(tuple(nodes), (kind,) * space.levels, space.sizes, len(codes))
+    return build_catalogue(codes, space, order, shape=shape)
 
 
 QUICK = {"xla_backend_optimization_level": 0}

@@ -27,7 +27,7 @@ from jaxrec.decoding import (
     beam_search,
     build_catalogue,
 )
-from jaxrec.decoding.beam import _first_scanned, beam_widths
+from jaxrec.decoding.beam import chain_start
 from jaxrec.decoding.interface import check_mask
 from jaxrec.parallel import MeshShape, make_mesh, replicated, rows_sharding
 from jaxrec.types import Ranked, TokenSpace
@@ -122,25 +122,30 @@ def test_scores_are_teacher_forced_log_probabilities():
             assert score == pytest.approx(total, abs=1e-5)
 
 
-@pytest.mark.parametrize(("width", "mask"), [(1, MASKS[0]), (6, MASKS[1])])
-def test_scan_equals_unrolled(mask, width):
-    catalogue, _, model = example(1, sizes=(4, 3, 4, 2, 3, 3), items=120)
-    widths = beam_widths(catalogue, width)
-    assert _first_scanned(widths) < 6, "nothing would be scanned"
+@pytest.mark.parametrize(("width", "mask"), [(1, MASKS[0]), (6, MASKS[1]), (6, MASKS[0])])
+def test_a_scanned_chain_equals_unrolled_levels(mask, width):
+    catalogue, _, model = example(1, sizes=(4, 5, 4, 4, 3, 3), items=30)
+    assert chain_start(catalogue) < 5, "nothing would be scanned"
 
     def unrolled(functions, catalogue, filters):
         return beam_search(functions, catalogue, filters, width=width, k=20, mask=mask, unroll=True)
 
-    scanned = decode(BeamSearch(width, 20, mask), model, ROWS, catalogue)
-    assert_equal(scanned, decode(unrolled, model, ROWS, catalogue), 1e-6)
+    denied = jnp.asarray(np.random.default_rng(0).integers(0, 30, (3, 9)), jnp.int32)
+    for filters in (None, Filters(denied=denied)):
+        scanned = decode(BeamSearch(width, 20, mask), model, ROWS, catalogue, filters)
+        assert_equal(scanned, decode(unrolled, model, ROWS, catalogue, filters), 1e-6)
 
 
-def test_where_the_scan_begins():
-    assert _first_scanned((1, 50, 50, 50, 50)) == 2
-    assert _first_scanned((1, 5, 50, 50, 50)) == 3
-    assert _first_scanned((1, 5, 20, 50)) == 3  # no level keeps its width: all unrolled
-    assert _first_scanned((1, 3)) == 1
-    assert _first_scanned((1, 1, 1)) == 2
+def test_where_a_chain_begins():
+    def start(*rows):
+        codes = np.array(rows)
+        return chain_start(build_catalogue(codes, TokenSpace((3,) * codes.shape[1])))
+
+    assert start([0, 1, 2, 0], [1, 1, 0, 0]) == 1
+    assert start([0, 1, 2, 0], [0, 2, 0, 0]) == 2
+    assert start([0, 1, 2, 0], [0, 1, 2, 1]) == 4
+    assert start([0, 1, 2, 0]) == 1
+    assert start([0], [2]) == 1
 
 
 def test_batch_equals_one_by_one():
@@ -228,6 +233,19 @@ def test_an_item_without_probability_is_still_an_item():
         assert ranked.valid.tolist() == [[True, True, True, False]]
         assert np.isfinite(ranked.scores[0, :3]).all()
         assert ranked.scores[0, 0] == 0
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_model_without_any_probability_still_names_items(mask):
+    catalogue = build_catalogue(np.array([[0, 0], [0, 1], [1, 0]]), TokenSpace((2, 2)))
+
+    def step(cache, codes, parents, level):
+        return jnp.full((*codes.shape, 2), -jnp.inf), cache
+
+    for decoder in (BeamSearch(3, 4, mask), ExactScoring(4, mask=mask)):
+        ranked = jax.jit(lambda cat, run=decoder: run(StepFunctions((), step, 1), cat))(catalogue)
+        assert ranked.items.tolist() == [[0, 1, 2, -1]]
+        assert np.isfinite(ranked.scores[0, :3]).all()
 
 
 def test_codes_beyond_a_level_have_no_mass():

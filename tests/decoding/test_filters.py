@@ -29,7 +29,8 @@ from jaxrec.decoding import (
     exact_scores,
     prepare_filters,
 )
-from jaxrec.decoding.filters import live_before, live_children, live_leaves
+from jaxrec.decoding.children import live_children
+from jaxrec.decoding.filters import PreparedFilters, live_before, live_leaves
 from jaxrec.types import TokenSpace
 
 ROWS = (3, 17)
@@ -53,14 +54,15 @@ def random_filters(rng, items: int, kind: str) -> tuple[Filters, list[set[int]]]
     kind=st.sampled_from(["allowed", "denied", "both"]),
     mask=st.sampled_from(["after_softmax", "before_softmax"]),
     decoder=st.sampled_from(["beam", "exact"]),
+    layout=st.sampled_from(["slots", "dense"]),
     seed=st.integers(0, 10**6),
 )
-def test_filtered_equals_the_filtered_list(shape, kind, mask, decoder, seed):
+def test_filtered_equals_the_filtered_list(shape, kind, mask, decoder, layout, seed):
     sizes, items, rng = (2, 4, 4), 24, np.random.default_rng(seed)
     codes = random_codes(rng, sizes, items, shape)
     order = rng.integers(0, 3, items)
     model = TableModel(TokenSpace(sizes))
-    catalogue = roomy(codes, model.space, order)
+    catalogue = roomy(codes, model.space, order, layout)
     filters, live = random_filters(rng, items, kind)
     run = BeamSearch(200, items, mask) if decoder == "beam" else ExactScoring(items, 2, mask)
     ranked = decode(run, model, ROWS, catalogue, filters)
@@ -103,16 +105,20 @@ def test_one_part_alone(kind):
 
 prepare = jax.jit(prepare_filters, static_argnums=2, compiler_options=QUICK)
 count_before = jax.jit(live_before, compiler_options=QUICK)
-find_children = jax.jit(live_children, compiler_options=QUICK)
+find_children = jax.jit(live_children, static_argnums=3, compiler_options=QUICK)
 find_leaves = jax.jit(live_leaves, static_argnums=2, compiler_options=QUICK)
 
 
 @settings(max_examples=30, deadline=None)
-@given(kind=st.sampled_from(["allowed", "denied", "both"]), seed=st.integers(0, 10**6))
-def test_live_counts_against_counting(kind, seed):
+@given(
+    kind=st.sampled_from(["allowed", "denied", "both"]),
+    layout=st.sampled_from(["slots", "dense"]),
+    seed=st.integers(0, 10**6),
+)
+def test_live_counts_against_counting(kind, layout, seed):
     space = TokenSpace((3, 4, 2))
     codes = random_codes(np.random.default_rng(seed), space.sizes, 30, "skewed")
-    catalogue = roomy(codes, space)
+    catalogue = roomy(codes, space, kind=layout)
     filters, live = random_filters(np.random.default_rng(seed), 30, kind)
     prepared = prepare(catalogue, filters, 2)
     item = np.asarray(catalogue.item)
@@ -120,18 +126,28 @@ def test_live_counts_against_counting(kind, seed):
     rows = jnp.broadcast_to(jnp.arange(31, dtype=jnp.int32), (2, 31))
     expected = np.concatenate([np.zeros((2, 1)), alive.cumsum(axis=1)], axis=1)
     np.testing.assert_array_equal(count_before(prepared, rows), expected)
-    start, stop = np.asarray(catalogue.start), np.asarray(catalogue.stop)
+    ranges = {(): (0, 30)}
+    for row, path in enumerate(codes[item].tolist()):
+        for depth in range(1, 4):
+            first, _ = ranges.get(tuple(path[:depth]), (row, row))
+            ranges[tuple(path[:depth])] = (first, row + 1)
+    has = {
+        prefix: expected[:, stop] > expected[:, start] for prefix, (start, stop) in ranges.items()
+    }
     for level in range(3):
-        first = catalogue.offset(level)
-        node = jnp.arange(first, first + catalogue.nodes[level], dtype=jnp.int32)
-        plain = np.asarray(catalogue.child)[np.asarray(node)]
+        here = sorted(prefix for prefix in ranges if len(prefix) == level)
+        node = jnp.arange(len(here), dtype=jnp.int32)
         found = find_children(catalogue, prepared, jnp.stack([node, node]), level)
         for row in range(2):
-            has = expected[row, stop[plain]] > expected[row, start[plain]]
-            np.testing.assert_array_equal(found[row], np.where((plain >= 0) & has, plain, -1))
-    leaves = slice(catalogue.offset(3), None)
-    has = expected[:, stop[leaves]] > expected[:, start[leaves]]
-    np.testing.assert_array_equal(find_leaves(catalogue, prepared, 2), has)
+            for prefix, beam in zip(here, range(len(here))):
+                places = np.flatnonzero(found.exists[row, beam])
+                follow = places if found.code is None else np.asarray(found.code)[row, beam, places]
+                below = [p for p in ranges if p[:-1] == prefix and len(p) == level + 1]
+                assert follow.tolist() == sorted(p[-1] for p in below if has[p][row])
+    leaves = sorted(prefix for prefix in ranges if len(prefix) == 3)
+    alive_leaves = np.zeros((2, catalogue.leaves), bool)
+    alive_leaves[:, : len(leaves)] = np.stack([has[leaf] for leaf in leaves], axis=1)
+    np.testing.assert_array_equal(find_leaves(catalogue, prepared, 2), alive_leaves)
 
 
 def test_denied_and_disallowed_is_counted_once():
@@ -181,7 +197,7 @@ def test_nothing_allowed_gives_nothing():
 def test_an_empty_deny_list_costs_nothing():
     catalogue, _, _ = example()
     prepared = prepare_filters(catalogue, Filters(denied=jnp.zeros((2, 0), jnp.int32)), 2)
-    assert prepared == (None,) * 5
+    assert prepared == PreparedFilters()
 
 
 def test_filters_of_another_size_are_refused():

@@ -1,0 +1,126 @@
+"""The children of beams that have something to give: what a decoder may choose next.
+
+For every beam a row of *places*. Where a level is `full` or `dense`, a place is a code; where it is
+`slots` or `chain`, places are the children one after another and their codes are looked up. A place
+that has no child, or a child below which everything is filtered, does not exist.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from jaxrec.decoding.catalogue import BITS, Catalogue, code_of, first_child
+from jaxrec.decoding.filters import PreparedFilters
+
+
+class Children(NamedTuple):
+    """Places below beams."""
+
+    exists: Bool[Array, "b w c"]
+    """Whether there is a child that has an item to give."""
+    code: Int32[Array, "b w c"] | None
+    """Code of each place; None where the place is the code."""
+
+    def pick(self, values: Float[Array, "b w k"]) -> Float[Array, "b w c"]:
+        """Values by code at the places."""
+        if self.code is None:
+            return values[..., : self.exists.shape[-1]]
+        return jnp.take_along_axis(values, self.code, axis=-1)
+
+
+def live_children(
+    catalogue: Catalogue, filters: PreparedFilters, node: Int32[Array, "b w"], level: int
+) -> Children:
+    """Children of nodes of depth `level` that have an item to give.
+
+    Args:
+        node: none twice in a row of the batch; -1 has no children.
+    """
+    kind, alive = catalogue.shape.kinds[level], node >= 0
+    node = jnp.maximum(node, 0)
+    if kind == "chain":
+        # What is alive has an item below it, and there is one way to it.
+        return Children(alive[..., None], code_of(catalogue, level + 1, node)[..., None])
+    if kind == "slots":
+        children = _slots(catalogue, filters, node, level)
+    else:
+        children = Children(_codes_that_follow(catalogue, filters, node, level), None)
+    exists = children.exists & alive[..., None]
+    return children._replace(exists=_close_dead(catalogue, filters, exists, node, level))
+
+
+def child_at(
+    catalogue: Catalogue, level: int, node: Int32[Array, "b w"], place: Int32[Array, "b w"]
+) -> Int32[Array, "b w"]:
+    """The child, of depth `level + 1`, at an existing place below each node."""
+    kind = catalogue.shape.kinds[level]
+    if kind == "chain":
+        return node
+    first = first_child(catalogue, level, node)
+    if kind != "dense":
+        return first + place
+    bits = catalogue.bits[level]
+    assert bits is not None
+    words, word = bits[node], jnp.arange(bits.shape[1]) * BITS
+    # As many low bits of each word as there are codes before the place.
+    before = jnp.clip(place[..., None] - word, 0, BITS)
+    ones = jnp.where(before == BITS, jnp.uint32(2**BITS - 1), (1 << before.astype(jnp.uint32)) - 1)
+    rank = jnp.sum(jax.lax.population_count(words & ones), axis=-1)
+    return first + rank.astype(jnp.int32)
+
+
+def _slots(
+    catalogue: Catalogue, filters: PreparedFilters, node: Int32[Array, "b w"], level: int
+) -> Children:
+    # Both bounds in one lookup: in small batches it is the number of lookups that takes time.
+    bounds = first_child(catalogue, level, node[..., None] + jnp.arange(2, dtype=jnp.int32))
+    child = bounds[..., :1] + jnp.arange(catalogue.shape.fanout[level], dtype=jnp.int32)
+    exists = child < bounds[..., 1:]
+    child = jnp.where(exists, child, 0)
+    if filters.open is not None:
+        is_open = filters.open[level]
+        assert is_open is not None
+        exists &= is_open[child]
+    return Children(exists, code_of(catalogue, level + 1, child))
+
+
+def _codes_that_follow(
+    catalogue: Catalogue, filters: PreparedFilters, node: Int32[Array, "b w"], level: int
+) -> Bool[Array, "b w c"]:
+    size = catalogue.space.sizes[level]
+    bits = catalogue.bits[level] if filters.bits is None else filters.bits[level]
+    if bits is None:
+        return jnp.ones((*node.shape, size), bool)
+    spread = bits[node][..., None] >> jnp.arange(BITS, dtype=jnp.uint32)
+    return (spread & 1).astype(bool).reshape(*node.shape, -1)[..., :size]
+
+
+def _close_dead(
+    catalogue: Catalogue,
+    filters: PreparedFilters,
+    exists: Bool[Array, "b w c"],
+    node: Int32[Array, "b w"],
+    level: int,
+) -> Bool[Array, "b w c"]:
+    """Closes the places of children that a deny-list empties."""
+    if filters.dead is None:
+        return exists
+    closed = filters.dead[level]
+    assert closed is not None
+    matches = node[:, :, None] == closed.parent[:, None, :]
+    beam = jnp.where(matches.any(axis=1), jnp.argmax(matches, axis=1), node.shape[1])
+    child = jnp.minimum(closed.child, catalogue.shape.nodes[level + 1] - 1)
+    if catalogue.shape.kinds[level] == "slots":
+        parent = jnp.minimum(closed.parent, catalogue.shape.nodes[level] - 1)
+        place = child - first_child(catalogue, level, parent)
+    else:
+        place = code_of(catalogue, level + 1, child)
+
+    def close(row: Array, beam: Array, place: Array) -> Array:
+        return row.at[beam, place].set(False, mode="drop")
+
+    return jax.vmap(close)(exists, beam, place)
