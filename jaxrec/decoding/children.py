@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxrec.decoding.catalogue import BITS, Catalogue, code_of, first_child
-from jaxrec.decoding.filters import PreparedFilters
+from jaxrec.decoding.filters import Nodes, PreparedFilters, mark
 
 
 class Children(NamedTuple):
@@ -50,7 +50,12 @@ def live_children(
     else:
         children = Children(_codes_that_follow(catalogue, filters, node, level), None)
     exists = children.exists & alive[..., None]
-    return children._replace(exists=_close_dead(catalogue, filters, exists, node, level))
+    if filters.listed is not None:
+        inside = jnp.zeros_like(exists)
+        exists &= _mark_places(catalogue, inside, node, level, filters.listed[level], True)
+    elif filters.dead is not None:
+        exists = _mark_places(catalogue, exists, node, level, filters.dead[level], False)
+    return children._replace(exists=exists)
 
 
 def child_at(
@@ -99,28 +104,25 @@ def _codes_that_follow(
     return (spread & 1).astype(bool).reshape(*node.shape, -1)[..., :size]
 
 
-def _close_dead(
+def _mark_places(
     catalogue: Catalogue,
-    filters: PreparedFilters,
-    exists: Bool[Array, "b w c"],
+    flags: Bool[Array, "b w c"],
     node: Int32[Array, "b w"],
     level: int,
+    some: Nodes | None,
+    value: bool,
 ) -> Bool[Array, "b w c"]:
-    """Closes the places of children that a deny-list empties."""
-    if filters.dead is None:
-        return exists
-    closed = filters.dead[level]
-    assert closed is not None
-    matches = node[:, :, None] == closed.parent[:, None, :]
+    """Flags of places with those of some children set."""
+    assert some is not None
+    matches = node[:, :, None] == some.parent[:, None, :]
     beam = jnp.where(matches.any(axis=1), jnp.argmax(matches, axis=1), node.shape[1])
-    child = jnp.minimum(closed.child, catalogue.shape.nodes[level + 1] - 1)
+    child = jnp.minimum(some.child, catalogue.shape.nodes[level + 1] - 1)
     if catalogue.shape.kinds[level] == "slots":
-        parent = jnp.minimum(closed.parent, catalogue.shape.nodes[level] - 1)
+        parent = jnp.minimum(some.parent, catalogue.shape.nodes[level] - 1)
         place = child - first_child(catalogue, level, parent)
     else:
         place = code_of(catalogue, level + 1, child)
-
-    def close(row: Array, beam: Array, place: Array) -> Array:
-        return row.at[beam, place].set(False, mode="drop")
-
-    return jax.vmap(close)(exists, beam, place)
+    # A beam that is not there sends its place beyond the end.
+    places = flags.shape[-1]
+    index = jnp.where(beam < node.shape[1], beam * places + place, flags[0].size)
+    return mark(flags.reshape(flags.shape[0], -1), index, value).reshape(flags.shape)

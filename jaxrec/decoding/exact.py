@@ -67,7 +67,7 @@ class _Scorer:
         logits, cache = call_step(
             self.functions, cache, codes, parents, level, self.catalogue.space.width
         )
-        rows = batch if self.filters.denied is not None else 1
+        rows = 1 if self.filters.denied is None and self.filters.rows is None else batch
         nodes = jnp.broadcast_to(node, (rows, count))
         children = live_children(self.catalogue, self.filters, nodes, level)
         return logits - normaliser(logits, children, self.mask)[..., None], cache
@@ -203,7 +203,7 @@ def exact_scores(
     score = leaf_scores(functions, catalogue, live, block=block, mask=mask)
     leaf, row = _leaf_of_items(catalogue)
     score = jnp.where(row < catalogue.items, score[:, leaf], -jnp.inf)
-    if live.before is None and live.denied is None:
+    if live.nothing:
         return score
     row = jnp.broadcast_to(row, score.shape)
     alive = live_before(live, row + 1) > live_before(live, row)

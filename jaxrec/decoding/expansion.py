@@ -97,7 +97,7 @@ def _nth_live_row(
     """
     if catalogue.shape.max_group == 1:
         return start
-    if filters.before is None and filters.denied is None:
+    if filters.nothing:
         return before
 
     def halve(_: int | Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Which items may be returned: a mask shared by the batch, and a deny-list per request.
+"""Which items may be returned: a mask shared by the batch, deny- and allow-lists per request.
 
 Neither rebuilds the trie, and no beam ever runs into a dead end: a node is entered only when an
 item below it lives. From the filters follow
@@ -7,7 +7,12 @@ item below it lives. From the filters follow
   its children is, and children are ranges, so a depth is one prefix sum: O(n) once per mask;
 - `dead`: per request and depth, the nodes that the deny-list empties. Only ancestors of denied rows
   can be emptied, so there are at most m of them, whatever the size of the catalogue. A node is
-  emptied when as many of its children are emptied as are open.
+  emptied when as many of its children are emptied as are open;
+- `listed`: per request and depth, the ancestors of what its allow-list leaves. Such a list is a
+  trie of its own with at most m nodes a depth, so the tables above are not needed.
+
+All of it takes time with the lists and, once a mask, with the catalogue. A mask of its own for
+every request would cost O(n) a request and is not offered: give the shorter of the two lists.
 """
 
 from __future__ import annotations
@@ -35,9 +40,10 @@ from jaxrec.decoding.catalogue import (
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """What may be returned. Both parts are optional and combine; arguments of `jit`.
+    """What may be returned. All parts are optional and combine; arguments of `jit`.
 
-    An item is returned only when `allowed` is True for it and the request does not deny it.
+    An item is returned only when `allowed` is True for it, the request does not deny it, and the
+    request's list, if there are lists, has it.
     """
 
     allowed: Bool[Array, " n"] | None = None
@@ -45,10 +51,13 @@ class Filters:
     denied: Int32[Array, "b m"] | None = None
     """Items that each request must not get (seen items), padded with -1. Order and repetitions do
     not matter; numbers that are no item are ignored."""
+    listed: Int32[Array, "b m"] | None = None
+    """The only items that each request may get (a shop's, a page's), padded with -1. An empty list
+    allows nothing."""
 
 
-class Dead(NamedTuple):
-    """Nodes of one depth that a request's deny-list empties, ascending, each once."""
+class Nodes(NamedTuple):
+    """Some nodes of one depth per request, ascending, each once."""
 
     child: Int32[Array, "b m"]
     """The nodes; padded with the number of nodes of their depth."""
@@ -73,10 +82,22 @@ class PreparedFilters(NamedTuple):
     """Whether the shared mask allows an item of each leaf."""
     denied: Int32[Array, "b m"] | None = None
     """Rows that are allowed and denied, ascending, each once; padded with n."""
-    dead: tuple[Dead | None, ...] | None = None
+    dead: tuple[Nodes | None, ...] | None = None
     """Children that the deny-list empties, chains left out."""
     dead_leaf: Int32[Array, "b m"] | None = None
     """Leaves that the deny-list empties; padded with the number of leaves."""
+    rows: Int32[Array, "b m"] | None = None
+    """Rows that the allow-list leaves, ascending, each once; padded with n. Where it stands,
+    nothing else does."""
+    listed: tuple[Nodes | None, ...] | None = None
+    """Children that lead to them, chains left out."""
+    listed_leaf: Int32[Array, "b m"] | None = None
+    """Their leaves; padded with the number of leaves."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing is filtered."""
+        return all(part is None for part in self)
 
 
 def prepare_filters(
@@ -95,6 +116,8 @@ def prepare_filters(
     if filters is None:
         return PreparedFilters()
     _check(catalogue, filters, batch)
+    if filters.listed is not None:
+        return _lay_list(catalogue, filters)
     prepared, counts = PreparedFilters(), [None] * catalogue.levels
     if filters.allowed is not None:
         prepared, counts = _lay_mask(catalogue, filters.allowed)
@@ -107,6 +130,8 @@ def prepare_filters(
 
 def live_before(filters: PreparedFilters, row: Int32[Array, "b q"]) -> Int32[Array, "b q"]:
     """Rows before each given row (0 .. n) whose items may be returned."""
+    if filters.rows is not None:
+        return _count_below(filters.rows, row)
     count = row if filters.before is None else filters.before[row]
     if filters.denied is not None:
         count = count - _count_below(filters.denied, row)
@@ -117,6 +142,9 @@ def live_leaves(
     catalogue: Catalogue, filters: PreparedFilters, batch: int
 ) -> Bool[Array, "b leaves"]:
     """Whether each leaf has an item to give, per request."""
+    if filters.listed_leaf is not None:
+        nothing = jnp.zeros((batch, catalogue.leaves), bool)
+        return mark(nothing, filters.listed_leaf, True)
     leaf = jnp.arange(catalogue.leaves, dtype=jnp.int32)
     live = first_row(catalogue, leaf + 1) > first_row(catalogue, leaf)
     if filters.open_leaf is not None:
@@ -124,7 +152,12 @@ def live_leaves(
     live = jnp.broadcast_to(live, (batch, catalogue.leaves))
     if filters.dead_leaf is None:
         return live
-    return jax.vmap(lambda row, dead: row.at[dead].set(False, mode="drop"))(live, filters.dead_leaf)
+    return mark(live, filters.dead_leaf, False)
+
+
+def mark(flags: Bool[Array, "b n"], places: Int32[Array, "b m"], value: bool) -> Bool[Array, "b n"]:
+    """Flags with those at some places of each row set; places beyond the end are ignored."""
+    return jax.vmap(lambda row, at: row.at[at].set(value, mode="drop"))(flags, places)
 
 
 def _lay_mask(
@@ -175,18 +208,53 @@ def _denied_rows(catalogue: Catalogue, filters: Filters) -> Int32[Array, "b m"]:
 
     An item that is denied and disallowed must not be subtracted twice.
     """
-    denied, count = filters.denied, catalogue.items
-    assert denied is not None
-    known = (denied >= 0) & (denied < count)
-    item = jnp.where(known, denied, 0)
-    if filters.allowed is not None:
-        known &= filters.allowed[item]
-    return _each_once(jnp.where(known, catalogue.row_of(item), count), count)
+    assert filters.denied is not None
+    rows = _rows_of(catalogue, filters.denied, filters.allowed)
+    return _each_once(rows, catalogue.items)
+
+
+def _rows_of(
+    catalogue: Catalogue, items: Int32[Array, "b m"], allowed: Bool[Array, " n"] | None
+) -> Int32[Array, "b m"]:
+    """Rows of the items that there are and that a mask allows, n for all others."""
+    known = (items >= 0) & (items < catalogue.items)
+    item = jnp.where(known, items, 0)
+    if allowed is not None:
+        known &= allowed[item]
+    return jnp.where(known, catalogue.row_of(item), catalogue.items)
+
+
+def _lay_list(catalogue: Catalogue, filters: Filters) -> PreparedFilters:
+    """An allow-list, less what the other filters take from it, as a trie of its own."""
+    assert filters.listed is not None
+    count, listed = catalogue.items, filters.listed
+    rows = _rows_of(catalogue, listed, filters.allowed)
+    if filters.denied is not None:
+        gone = jax.vmap(lambda items, denied: jnp.isin(items, denied))(listed, filters.denied)
+        rows = jnp.where(gone, count, rows)
+    rows = _each_once(rows, count)
+    leaf = leaf_of(catalogue, jnp.minimum(rows, count - 1))
+    leaf = here = _each_once(jnp.where(rows < count, leaf, catalogue.leaves), catalogue.leaves)
+    nodes: list[Nodes | None] = [None] * catalogue.levels
+    for level in reversed(range(catalogue.levels)):
+        if catalogue.shape.kinds[level] == "chain":
+            continue
+        parent = _parents(catalogue, level, here)
+        nodes[level] = Nodes(here, parent)
+        here = _each_once(parent, catalogue.shape.nodes[level])
+    return PreparedFilters(rows=rows, listed=tuple(nodes), listed_leaf=leaf)
+
+
+def _parents(catalogue: Catalogue, level: int, child: Int32[Array, "b m"]) -> Int32[Array, "b m"]:
+    """Parents of children below a level; of the padding, the number of nodes of the level."""
+    above, below = catalogue.shape.nodes[level], catalogue.shape.nodes[level + 1]
+    parent = parent_of(catalogue, level + 1, jnp.minimum(child, below - 1))
+    return jnp.where(child < below, parent, above)
 
 
 def _dead(
     catalogue: Catalogue, prepared: PreparedFilters, counts: list[Array | None]
-) -> tuple[Int32[Array, "b m"], tuple[Dead | None, ...]]:
+) -> tuple[Int32[Array, "b m"], tuple[Nodes | None, ...]]:
     """Leaves that the denied rows empty, and the children per level."""
     rows, leaves, shape = prepared.denied, catalogue.leaves, catalogue.shape
     assert rows is not None
@@ -194,14 +262,14 @@ def _dead(
     start, stop = first_row(catalogue, leaf), first_row(catalogue, leaf + 1)
     empty = (live_before(prepared, stop) == live_before(prepared, start)) & (rows < catalogue.items)
     emptied = here = _each_once(jnp.where(empty, leaf, leaves), leaves)
-    dead: list[Dead | None] = [None] * catalogue.levels
+    dead: list[Nodes | None] = [None] * catalogue.levels
     for level in reversed(range(catalogue.levels)):
         if shape.kinds[level] == "chain":
             continue
-        above, below = shape.nodes[level], shape.nodes[level + 1]
-        parent = parent_of(catalogue, level + 1, jnp.minimum(here, below - 1))
-        known = here < below
-        dead[level] = Dead(here, jnp.where(known, parent, above))
+        above, known = shape.nodes[level], here < shape.nodes[level + 1]
+        parents = _parents(catalogue, level, here)
+        dead[level] = Nodes(here, parents)
+        parent = jnp.minimum(parents, above - 1)
         low = first_child(catalogue, level, parent)
         high = first_child(catalogue, level, parent + 1)
         gone, count = _count_below(here, high) - _count_below(here, low), counts[level]
@@ -229,8 +297,10 @@ def _check(catalogue: Catalogue, filters: Filters, batch: int) -> None:
             f"filters.allowed has shape {filters.allowed.shape}, but the catalogue has "
             f"{catalogue.items} items; give one flag per item."
         )
-    if filters.denied is not None and filters.denied.shape[0] != batch:
-        raise ValueError(
-            f"filters.denied has {filters.denied.shape[0]} rows, but the batch has {batch}; give "
-            "one list per request, padded with -1."
-        )
+    for name in ("denied", "listed"):
+        lists = getattr(filters, name)
+        if lists is not None and lists.shape[0] != batch:
+            raise ValueError(
+                f"filters.{name} has {lists.shape[0]} rows, but the batch has {batch}; give one "
+                "list per request, padded with -1."
+            )

@@ -1,5 +1,6 @@
 """Filtered decoding equals filtering the exhaustive list."""
 
+import dataclasses
 import functools
 
 import jax
@@ -36,22 +37,36 @@ from jaxrec.types import TokenSpace
 ROWS = (3, 17)
 
 
+KINDS = ("allowed", "denied", "both", "listed", "all")
+
+
 def random_filters(rng, items: int, kind: str) -> tuple[Filters, list[set[int]]]:
-    """Filters and the items that each of two requests may get. Both parts are always there."""
+    """Filters and the items that each of two requests may get. The first two parts are always
+    there, so that examples share a program."""
     allowed, denied = np.ones(items, bool), np.full((2, 2 * items), -1)
-    if kind in ("allowed", "both"):
+    if kind in ("allowed", "both", "all"):
         allowed = rng.random(items) < rng.choice([0.0, 0.2, 0.7])
-    if kind in ("denied", "both"):
-        denied = rng.integers(-1, items + 2, denied.shape)  # with repetitions and unknown items
-        denied = np.where(rng.random(denied.shape) < rng.choice([0.1, 0.9]), denied, -1)
+    if kind in ("denied", "both", "all"):
+        denied = random_lists(rng, items)
     live = [{i for i in range(items) if allowed[i] and i not in denied[row]} for row in range(2)]
-    return Filters(jnp.asarray(allowed), jnp.asarray(denied, jnp.int32)), live
+    filters = Filters(jnp.asarray(allowed), jnp.asarray(denied, jnp.int32))
+    if kind not in ("listed", "all"):
+        return filters, live
+    listed = random_lists(rng, items)
+    live = [here & set(row.tolist()) for here, row in zip(live, listed)]
+    return dataclasses.replace(filters, listed=jnp.asarray(listed, jnp.int32)), live
+
+
+def random_lists(rng, items: int) -> np.ndarray:
+    """Two lists of items, with repetitions and items that do not exist."""
+    lists = rng.integers(-1, items + 2, (2, 2 * items))
+    return np.where(rng.random(lists.shape) < rng.choice([0.1, 0.9]), lists, -1)
 
 
 @settings(max_examples=120, deadline=None)
 @given(
     shape=st.sampled_from(["uniform", "chain", "skewed", "full"]),
-    kind=st.sampled_from(["allowed", "denied", "both"]),
+    kind=st.sampled_from(KINDS),
     mask=st.sampled_from(["after_softmax", "before_softmax"]),
     decoder=st.sampled_from(["beam", "exact"]),
     layout=st.sampled_from(["slots", "dense"]),
@@ -73,7 +88,7 @@ def test_filtered_equals_the_filtered_list(shape, kind, mask, decoder, layout, s
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(["allowed", "denied", "both"]),
+    kind=st.sampled_from(KINDS),
     mask=st.sampled_from(["after_softmax", "before_softmax"]),
     seed=st.integers(0, 10**6),
 )
@@ -111,7 +126,7 @@ find_leaves = jax.jit(live_leaves, static_argnums=2, compiler_options=QUICK)
 
 @settings(max_examples=30, deadline=None)
 @given(
-    kind=st.sampled_from(["allowed", "denied", "both"]),
+    kind=st.sampled_from(KINDS),
     layout=st.sampled_from(["slots", "dense"]),
     seed=st.integers(0, 10**6),
 )
@@ -204,5 +219,7 @@ def test_filters_of_another_size_are_refused():
     catalogue, _, model = example()
     with pytest.raises(ValueError, match="one flag per item"):
         decode(BeamSearch(2, 2), model, ROWS, catalogue, Filters(jnp.ones(3, bool)))
-    with pytest.raises(ValueError, match="one list per request"):
-        decode(BeamSearch(2, 2), model, ROWS, catalogue, Filters(denied=jnp.full((5, 1), -1)))
+    for name in ("denied", "listed"):
+        lists = Filters(**{name: jnp.full((5, 1), -1)})
+        with pytest.raises(ValueError, match=f"filters.{name} has 5 rows.*one list per request"):
+            decode(BeamSearch(2, 2), model, ROWS, catalogue, lists)
