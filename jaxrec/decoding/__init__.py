@@ -7,6 +7,7 @@ from jaxrec.decoding.exact import ExactScoring, exact_scores, leaf_scores
 from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
 from jaxrec.decoding.inner_product import InnerProduct, UserItemVectors, retrieve
 from jaxrec.decoding.interface import Mask, StepFunctions
+from jaxrec.decoding.sampling import Sampled, Sampling, sample_items, stochastic_beams
 
 __all__ = [
     "BeamSearch",
@@ -16,6 +17,8 @@ __all__ = [
     "InnerProduct",
     "Mask",
     "PreparedFilters",
+    "Sampled",
+    "Sampling",
     "StepFunctions",
     "TrieShape",
     "UserItemVectors",
@@ -25,5 +28,7 @@ __all__ = [
     "leaf_scores",
     "prepare_filters",
     "retrieve",
+    "sample_items",
     "shape_for",
+    "stochastic_beams",
 ]

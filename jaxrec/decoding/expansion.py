@@ -49,7 +49,7 @@ def expand_leaves(
         return jnp.take_along_axis(values, beam, axis=1)
 
     before = pick(skipped) + slot - pick(ends - count)
-    row = _nth_live_row(catalogue, filters, pick(start), pick(stop), before)
+    row = nth_live_row(catalogue, filters, pick(start), pick(stop), before)
     row = jnp.clip(row, 0, catalogue.items - 1)
     return Ranked(
         items=jnp.where(valid, catalogue.item_at(row), -1),
@@ -84,7 +84,7 @@ def order_leaves(
     return leaf, -falling
 
 
-def _nth_live_row(
+def nth_live_row(
     catalogue: Catalogue,
     filters: PreparedFilters,
     start: Int32[Array, "b k"],
