@@ -2,7 +2,10 @@
 
 from jaxrec.decoding.beam import BeamSearch, beam_search
 from jaxrec.decoding.build import build_catalogue, shape_for
+from jaxrec.decoding.candidates import score_items
 from jaxrec.decoding.catalogue import Catalogue, TrieShape
+from jaxrec.decoding.diverse import DiverseBeams, diverse_beams
+from jaxrec.decoding.ensemble import Fusion, fuse
 from jaxrec.decoding.exact import ExactScoring, exact_scores, leaf_scores
 from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
 from jaxrec.decoding.inner_product import InnerProduct, UserItemVectors, retrieve
@@ -12,8 +15,10 @@ from jaxrec.decoding.sampling import Sampled, Sampling, sample_items, stochastic
 __all__ = [
     "BeamSearch",
     "Catalogue",
+    "DiverseBeams",
     "ExactScoring",
     "Filters",
+    "Fusion",
     "InnerProduct",
     "Mask",
     "PreparedFilters",
@@ -24,11 +29,14 @@ __all__ = [
     "UserItemVectors",
     "beam_search",
     "build_catalogue",
+    "diverse_beams",
     "exact_scores",
+    "fuse",
     "leaf_scores",
     "prepare_filters",
     "retrieve",
     "sample_items",
+    "score_items",
     "shape_for",
     "stochastic_beams",
 ]

@@ -14,6 +14,8 @@ returns exactly the list of `ExactScoring`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -131,9 +133,16 @@ def follow_chain(
     return Beams(beams.node, score, code, stay), cache
 
 
-def beam_widths(catalogue: Catalogue, width: int) -> tuple[int, ...]:
-    """Beams kept at each depth, root included: no depth has more beams than prefixes."""
-    return tuple(min(width, nodes) for nodes in catalogue.shape.nodes)
+def beam_widths(catalogue: Catalogue, width: int, schedule: Sequence[int] = ()) -> tuple[int, ...]:
+    """Beams kept at each depth, root included: no depth has more beams than prefixes.
+
+    Args:
+        width: beams where the schedule says nothing.
+        schedule: beams after each level, the last number for all further levels.
+    """
+    last = schedule[-1] if schedule else width
+    wanted = itertools.chain(schedule, itertools.repeat(last))
+    return 1, *(min(nodes, wish) for nodes, wish in zip(catalogue.shape.nodes[1:], wanted))
 
 
 def chain_start(catalogue: Catalogue) -> int:
@@ -150,6 +159,7 @@ def beam_search(
     *,
     width: int = 50,
     k: int = 50,
+    schedule: Sequence[int] = (),
     mask: Mask = "after_softmax",
     unroll: bool = False,
 ) -> Ranked:
@@ -165,20 +175,24 @@ def beam_search(
         filters: what may be returned; everything by default.
         width: beams per row.
         k: items per row.
+        schedule: beams after each level, instead of `width`, for example (10, 20, 40, 80); the last
+            number holds for all further levels (METHODS D4).
         mask: how illegal codes count (`Mask`).
         unroll: run the levels as separate steps instead of a scan; the result is the same.
 
     Raises:
         ValueError: a number below 1, an unknown mode, or shapes that do not fit each other.
     """
-    check_positive(width=width, k=k)
+    check_positive(width=width, k=k, schedule=min(schedule, default=1))
     check_mask(mask)
     live = prepare_filters(catalogue, filters, functions.batch)
-    widths = beam_widths(catalogue, width)
+    widths = beam_widths(catalogue, width, schedule)
     root = jnp.zeros((functions.batch, 1), jnp.int32)
     beams = Beams(root, root.astype(jnp.float32), root, root)
     cache = functions.cache
-    chain = catalogue.levels if unroll else chain_start(catalogue)
+    chain = chain_start(catalogue)
+    if unroll or min(widths[chain:]) < widths[chain]:  # a schedule may drop beams on the way
+        chain = catalogue.levels
     for level in range(chain):
         beams, cache = advance(
             functions, catalogue, live, beams, cache, level, width=widths[level + 1], mask=mask
@@ -211,9 +225,11 @@ class BeamSearch:
     """Items per row."""
     mask: Mask = "after_softmax"
     """How illegal codes count in the probabilities."""
+    schedule: tuple[int, ...] = ()
+    """Beams after each level, instead of `width`; the last number holds for all further levels."""
 
     def __post_init__(self) -> None:
-        check_positive(width=self.width, k=self.k)
+        check_positive(width=self.width, k=self.k, schedule=min(self.schedule, default=1))
         check_mask(self.mask)
 
     def __call__(
@@ -226,5 +242,11 @@ class BeamSearch:
         """Decodes a batch. `key` is not used: the search has no chance in it."""
         del key
         return beam_search(
-            functions, catalogue, filters, width=self.width, k=self.k, mask=self.mask
+            functions,
+            catalogue,
+            filters,
+            width=self.width,
+            k=self.k,
+            schedule=self.schedule,
+            mask=self.mask,
         )

@@ -33,12 +33,18 @@ class Children(NamedTuple):
 
 
 def live_children(
-    catalogue: Catalogue, filters: PreparedFilters, node: Int32[Array, "b w"], level: int
+    catalogue: Catalogue,
+    filters: PreparedFilters,
+    node: Int32[Array, "b w"],
+    level: int,
+    *,
+    distinct: bool = True,
 ) -> Children:
     """Children of nodes of depth `level` that have an item to give.
 
     Args:
-        node: none twice in a row of the batch; -1 has no children.
+        node: nodes of beams; -1 has no children.
+        distinct: whether no node stands twice in a row of the batch, as in a beam search.
     """
     kind, alive = catalogue.shape.kinds[level], node >= 0
     node = jnp.maximum(node, 0)
@@ -55,6 +61,11 @@ def live_children(
         exists &= _mark_places(catalogue, inside, node, level, filters.listed[level], True)
     elif filters.dead is not None:
         exists = _mark_places(catalogue, exists, node, level, filters.dead[level], False)
+    if not distinct and not filters.nothing:
+        # Lists are laid over the first of several beams at one node; the others copy it.
+        same = node[:, :, None] == node[:, None, :]
+        exists = jnp.take_along_axis(exists, jnp.argmax(same, axis=-1)[..., None], axis=1)
+        exists &= alive[..., None]
     return children._replace(exists=exists)
 
 

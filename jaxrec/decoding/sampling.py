@@ -234,13 +234,7 @@ class _Sampler:
         beams = draws.beams
         width = self.catalogue.space.width
         logits, cache = call_step(self.functions, cache, beams.code, beams.parent, level, width)
-        children = live_children(self.catalogue, self.filters, beams.node, level)
-        if not self.filters.nothing:
-            # Filters are laid over the first of several beams at one node; the others copy it.
-            same = beams.node[:, :, None] == beams.node[:, None, :]
-            first = jnp.argmax(same, axis=-1)[..., None]
-            exists = jnp.take_along_axis(children.exists, first, axis=1)
-            children = children._replace(exists=exists)
+        children = live_children(self.catalogue, self.filters, beams.node, level, distinct=False)
         scores = level_log_probs(
             logits,
             children,

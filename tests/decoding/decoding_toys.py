@@ -110,11 +110,15 @@ def reference_scores(model, row: int, codes: np.ndarray, live: set[int], mask: s
 
 
 def reference_beam(model, row, codes, live, mask, width, order=None) -> list[tuple[int, float]]:
-    """Beam search with Python lists: (item, score), best first, groups expanded in order."""
+    """Beam search with Python lists: (item, score), best first, groups expanded in order.
+
+    `width` is one number, or one a level.
+    """
+    widths = [width] * codes.shape[1] if isinstance(width, int) else width
     trie = reference_trie(codes, live)
     order = np.zeros(len(codes)) if order is None else order
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for _ in range(codes.shape[1]):
+    for width in widths:
         grown = []
         for rank, (score, prefix) in enumerate(beams):
             for code, gain in reference_step(model, row, prefix, trie, mask).items():

@@ -148,6 +148,34 @@ def test_where_a_chain_begins():
     assert start([0], [2]) == 1
 
 
+def test_a_constant_schedule_is_a_width_and_the_last_number_goes_on():
+    catalogue, _, model = example(items=200)
+    plain = decode(BeamSearch(6, 8), model, ROWS, catalogue)
+    for schedule in ((6,), (6, 6, 6, 6), (6, 6)):
+        assert_equal(
+            decode(BeamSearch(99, 8, schedule=schedule), model, ROWS, catalogue), plain, 1e-6
+        )
+
+
+@pytest.mark.parametrize("schedule", [(2, 4, 8, 16), (9, 3, 5, 2)])
+def test_a_schedule_equals_a_search_with_lists(schedule):
+    catalogue, codes, model = example(items=200)
+    ranked = decode(BeamSearch(1, 20, schedule=schedule), model, ROWS, catalogue)
+    for row, history in enumerate(ROWS):
+        expected = reference_beam(model, history, codes, everything(codes), MASKS[0], schedule)
+        check_ranked(ranked, row, expected, 20)
+
+
+def test_a_schedule_may_drop_beams_inside_a_chain():
+    catalogue, codes, model = example(1, sizes=(4, 5, 4, 4, 3, 3), items=30)
+    assert chain_start(catalogue) < 5
+    schedule = (4, 9, 9, 9, 9, 3)
+    ranked = decode(BeamSearch(1, 20, schedule=schedule), model, ROWS, catalogue)
+    for row, history in enumerate(ROWS):
+        expected = reference_beam(model, history, codes, everything(codes), MASKS[0], schedule)
+        check_ranked(ranked, row, expected, 20)
+
+
 def test_batch_equals_one_by_one():
     catalogue, _, model = example(items=200)
     decoder = BeamSearch(6, 8)
@@ -261,6 +289,8 @@ def test_bad_arguments_name_the_cure():
         BeamSearch(width=0)
     with pytest.raises(ValueError, match="k=0"):
         BeamSearch(k=0)
+    with pytest.raises(ValueError, match="schedule=0"):
+        BeamSearch(schedule=(5, 0))
     with pytest.raises(ValueError, match="choose one of after_softmax, before_softmax"):
         check_mask("none")
     for decoder in (BeamSearch(2, 2), ExactScoring(2)):

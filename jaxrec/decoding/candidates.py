@@ -1,0 +1,100 @@
+"""Scores of given items against one cached history (METHODS D13, the idea of M-FALCON).
+
+The history is read once; candidates are scored beside each other in blocks, each of which sees the
+history and its own codes. What a candidate gets does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from jaxrec.decoding.beam import normaliser
+from jaxrec.decoding.catalogue import Catalogue, ancestor_of, code_of, leaf_of
+from jaxrec.decoding.children import live_children
+from jaxrec.decoding.expansion import LOWEST
+from jaxrec.decoding.filters import Filters, PreparedFilters, live_before, prepare_filters
+from jaxrec.decoding.interface import (
+    Mask,
+    StepFunctions,
+    call_step,
+    check_mask,
+    check_positive,
+)
+
+
+def score_items(
+    functions: StepFunctions,
+    catalogue: Catalogue,
+    items: Int32[Array, "b m"],
+    filters: Filters | PreparedFilters | None = None,
+    *,
+    block: int = 64,
+    mask: Mask = "after_softmax",
+) -> Float[Array, "b m"]:
+    """Log-probabilities of items, -inf for filtered ones and for numbers that are no item.
+
+    Equal to those entries of `exact_scores`, at the cost of the candidates instead of the whole
+    catalogue.
+
+    Args:
+        functions: a model bound to a batch of histories.
+        catalogue: the index of the items.
+        items: candidates of each row, in any order, padded with -1.
+        filters: what counts as an item; everything by default.
+        block: candidates a row that are scored at once; memory grows with it, results do not
+            change.
+        mask: how illegal codes count (`Mask`).
+
+    Raises:
+        ValueError: a number below 1, an unknown mode, or shapes that do not fit each other.
+    """
+    check_positive(block=block)
+    check_mask(mask)
+    if items.shape[0] != functions.batch:
+        raise ValueError(
+            f"items has {items.shape[0]} rows, but the batch has {functions.batch}; give one list "
+            "of candidates per request, padded with -1."
+        )
+    live = prepare_filters(catalogue, filters, functions.batch)
+    count = items.shape[1]
+    block = min(block, max(count, 1))
+    blocks = -(-count // block)
+    padded = jnp.pad(items, ((0, 0), (0, blocks * block - count)), constant_values=-1)
+    parts = jnp.swapaxes(padded.reshape(functions.batch, blocks, block), 0, 1)
+    scores = jax.lax.map(lambda part: _score_block(functions, catalogue, live, part, mask), parts)
+    return jnp.swapaxes(scores, 0, 1).reshape(functions.batch, -1)[:, :count]
+
+
+def _score_block(
+    functions: StepFunctions,
+    catalogue: Catalogue,
+    filters: PreparedFilters,
+    items: Int32[Array, "b m"],
+    mask: Mask,
+) -> Float[Array, "b m"]:
+    known = (items >= 0) & (items < catalogue.items)
+    row = catalogue.row_of(jnp.where(known, items, 0))
+    known &= row < catalogue.items
+    row = jnp.minimum(row, catalogue.items - 1)
+    known &= live_before(filters, row + 1) > live_before(filters, row)
+    leaf, levels = leaf_of(catalogue, row), catalogue.levels
+    path = [ancestor_of(catalogue, levels, leaf, depth) for depth in range(levels + 1)]
+    cache, score = functions.cache, jnp.zeros(items.shape, jnp.float32)
+    root = jnp.zeros((functions.batch, 1), jnp.int32)
+    stay = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
+    for level in range(levels):
+        node = root if level == 0 else path[level]
+        parents = stay if level > 1 else jnp.zeros_like(node)
+        logits, cache = call_step(
+            *(functions, cache, code_of(catalogue, level, node), parents, level),
+            catalogue.space.width,
+        )
+        children = live_children(catalogue, filters, node, level, distinct=False)
+        log_probs = logits - normaliser(logits, children, mask)[..., None]
+        log_probs = jnp.broadcast_to(log_probs, (*items.shape, log_probs.shape[-1]))
+        code = code_of(catalogue, level + 1, path[level + 1])
+        gained = jnp.take_along_axis(log_probs, code[..., None], axis=-1)[..., 0]
+        score = jnp.maximum(score + gained, LOWEST)
+    return jnp.where(known, score, -jnp.inf)
