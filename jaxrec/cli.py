@@ -30,6 +30,7 @@ usage: jaxrec COMMAND ...
   recommend RUN --user ID | --history ITEM ... | --input FILE
                                        answer for known users or for raw histories
   compare RUN ...                      runs side by side
+  export RUN --out FOLDER              a program that answers with jax and numpy alone
   doctor [--recipe RECIPE]             devices, versions, memory; what a recipe will cost
 
 RECIPE is a Python file such as configs/quickstart.py, or the recipe.json of a run. Every field of
@@ -48,6 +49,7 @@ COMMANDS = {
     **dict.fromkeys(STAGES, "stages"),
     "recommend": "recommend",
     "compare": "compare",
+    "export": "export",
     "doctor": "doctor",
 }
 """Every command and its module in jaxrec.commands."""

@@ -10,16 +10,17 @@ import pytest
 BANDS = {
     "popularity": (0.0859, 0.0859),
     "transitions + validation": (0.1453, 0.1453),
-    "sasrec-ce": (0.140, 0.176),
-    "gru4rec": (0.112, 0.147),
-    "sasrec-sampled": (0.135, 0.171),
+    "sasrec-ce": (0.123, 0.159),
+    "gru4rec": (0.080, 0.113),
+    "decoder": (0.102, 0.138),
 }
 """Recall@10 from and to, seen items masked. Counters are exact; trained rows may move by as much as
-another seed or processor moves them, and no more."""
+another seed or processor moves them (1.7 standard errors of 943 users), and no more."""
 
 FLAGS = (
     *("--stages.0.fit.steps", "250", "--stages.0.fit.validate-every", "125"),
     *("--stages.0.fit.checkpoint-every", "125", "--stages.0.validation-cases", "500"),
+    *("--stages.0.feed.length", "51", "--evaluation.history", "50"),
 )
 
 
@@ -30,7 +31,7 @@ def test_three_methods_stay_in_their_bands(root, shared_data, tmp_path):
     subprocess.run(
         [
             sys.executable, "benchmarks/quality.py", "--datasets", "ml-100k", "--protocols", "file",
-            "--methods", "sasrec-ce", "gru4rec", "sasrec-sampled",
+            "--methods", "sasrec-ce", "gru4rec", "decoder",
             "--state", str(tmp_path / "state"), "--json", str(tmp_path / "table.json"),
             "--flags", *FLAGS,
         ],
