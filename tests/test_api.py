@@ -65,6 +65,18 @@ EXAMPLES = {
     "nearest": (lambda f: lambda x: f(x, NORMAL)[0], 3 * NORMAL),
     "beam_search": (beams, NORMAL),
     "exact_scores": (lambda f: lambda z: f(*table_model(z)), NORMAL),
+    "score_items": (
+        lambda f: lambda z: f(*table_model(z), jnp.array([[3, 0]], jnp.int32)),
+        NORMAL,
+    ),
+    "sample_items": (
+        lambda f: lambda z: f(*table_model(z), key=jax.random.key(0), count=3).log_probs,
+        NORMAL,
+    ),
+    "stochastic_beams": (
+        lambda f: lambda z: f(*table_model(z), key=jax.random.key(0), count=3).keys,
+        NORMAL,
+    ),
 }
 
 

@@ -34,6 +34,7 @@ from jaxrec.decoding.catalogue import (
     leaf_of,
     parent_of,
 )
+from jaxrec.decoding.interface import Rows
 
 
 @no_type_check  # tree operations put shapes and shardings where the arrays were
@@ -101,7 +102,7 @@ class PreparedFilters(NamedTuple):
 
 
 def prepare_filters(
-    catalogue: Catalogue, filters: Filters | PreparedFilters | None, batch: int
+    catalogue: Catalogue, filters: Filters | PreparedFilters | None, batch: Rows
 ) -> PreparedFilters:
     """Lays filters over a catalogue. Pure, usable in or out of `jit`; prepared ones pass through.
 
@@ -139,7 +140,7 @@ def live_before(filters: PreparedFilters, row: Int32[Array, "b q"]) -> Int32[Arr
 
 
 def live_leaves(
-    catalogue: Catalogue, filters: PreparedFilters, batch: int
+    catalogue: Catalogue, filters: PreparedFilters, batch: Rows
 ) -> Bool[Array, "b leaves"]:
     """Whether each leaf has an item to give, per request."""
     if filters.listed_leaf is not None:
@@ -290,7 +291,7 @@ def _each_once(values: Int32[Array, "b m"], last: int) -> Int32[Array, "b m"]:
     return jnp.sort(jnp.where(repeated, last, values), axis=1)
 
 
-def _check(catalogue: Catalogue, filters: Filters, batch: int) -> None:
+def _check(catalogue: Catalogue, filters: Filters, batch: Rows) -> None:
     """Refuses filters of another catalogue or another batch."""
     if filters.allowed is not None and filters.allowed.shape != (catalogue.items,):
         raise ValueError(

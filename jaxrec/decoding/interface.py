@@ -7,7 +7,7 @@ beam search serves a transformer, a table of counts in a test, or an exported pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from jaxtyping import Array, Float, Int32
@@ -16,6 +16,9 @@ from jaxrec.types import PyTree
 
 Level = int | Int32[Array, ""]
 """Level of a semantic ID: a Python integer at level 0, possibly traced above it."""
+
+Rows = Any
+"""Rows of a batch: an integer, or a symbolic size while a program is exported."""
 
 Mask = Literal["after_softmax", "before_softmax"]
 """How illegal codes count in the probabilities (METHODS D2, `renorm`).
@@ -55,7 +58,7 @@ class StepFunctions(NamedTuple):
     """The histories after prefill: one beam per row."""
     step: Callable[..., tuple[Array, PyTree]]
     """See above."""
-    batch: int
+    batch: Rows
     """Rows of the batch."""
 
 

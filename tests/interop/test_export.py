@@ -27,10 +27,8 @@ def opened(finished):
 
 @pytest.fixture(scope="module")
 def folder(finished, tmp_path_factory):
-    # In a process without the tests' checks of types, which know no symbolic batch.
     out = tmp_path_factory.mktemp("exports") / "program"
-    words = ["export", str(finished), "--out", str(out), "--room", "0.5"]
-    subprocess.run([sys.executable, "-m", "jaxrec.cli", *words], check=True)
+    assert main(["export", str(finished), "--out", str(out), "--room", "0.5"]) == 0
     return out
 
 
