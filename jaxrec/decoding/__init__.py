@@ -3,7 +3,7 @@
 from jaxrec.decoding.beam import BeamSearch, beam_search
 from jaxrec.decoding.build import build_catalogue, shape_for
 from jaxrec.decoding.candidates import score_items
-from jaxrec.decoding.catalogue import Catalogue, TrieShape
+from jaxrec.decoding.catalogue import Catalogue, TrieShape, shard_catalogue
 from jaxrec.decoding.diverse import DiverseBeams, diverse_beams
 from jaxrec.decoding.ensemble import Fusion, fuse
 from jaxrec.decoding.exact import ExactScoring, exact_scores, leaf_scores
@@ -38,5 +38,6 @@ __all__ = [
     "sample_items",
     "score_items",
     "shape_for",
+    "shard_catalogue",
     "stochastic_beams",
 ]

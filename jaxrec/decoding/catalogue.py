@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, Integer, UInt32
 
 from jaxrec.types import TokenSpace
@@ -195,3 +196,29 @@ def _bisect(starts: Starts, place: Int32[Array, " ..."], count: int) -> Int32[Ar
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
     return jax.lax.fori_loop(0, count.bit_length(), halve, (low, high))[0]
+
+
+def shard_catalogue(
+    catalogue: Catalogue, mesh: Mesh, *, axis: str = "tensor", smallest: int = 1 << 20
+) -> Catalogue:
+    """Spreads the large tables over the devices of a mesh axis, for indices that outgrow one.
+
+    Lookups then meet over the network, a few numbers a beam; answers are the same. The rows of a
+    batch may be sharded over other axes.
+
+    Args:
+        mesh: the mesh.
+        axis: of the mesh.
+        smallest: bytes of a table from which on it is spread; smaller ones are copied everywhere.
+    """
+    parts = mesh.shape[axis]
+
+    def place(table: Array) -> Array:
+        if table.size * table.dtype.itemsize < smallest:
+            return jax.device_put(table, NamedSharding(mesh, PartitionSpec()))
+        # What is filled up is never looked at: places of nodes and items do not change.
+        missing = -table.shape[0] % parts
+        table = jnp.pad(table, ((0, missing), *((0, 0),) * (table.ndim - 1)))
+        return jax.device_put(table, NamedSharding(mesh, PartitionSpec(axis)))
+
+    return jax.tree.map(place, catalogue)

@@ -26,6 +26,7 @@ from jaxrec.decoding import (
     StepFunctions,
     beam_search,
     build_catalogue,
+    shard_catalogue,
 )
 from jaxrec.decoding.beam import chain_start
 from jaxrec.decoding.interface import check_mask
@@ -210,6 +211,27 @@ def test_sharded_batch_equals_one_device():
     assert items.sharding.is_equivalent_to(rows_sharding(mesh), 2)
     for collective in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
         assert collective not in program.as_text()
+
+
+@pytest.mark.parametrize("decoder", [BeamSearch(6, 8), ExactScoring(8, 16)])
+def test_a_sharded_trie_equals_one_device(decoder):
+    catalogue, _, model = example(sizes=(5, 6, 7, 4), items=400, shape="uniform")
+    rows, random = np.arange(16), np.random.default_rng(0)
+    filters = Filters(
+        jnp.asarray(random.random(400) < 0.8),
+        jnp.asarray(random.integers(0, 400, (16, 20)), jnp.int32),
+    )
+    expected = decode(decoder, model, rows, catalogue, filters)
+    mesh = make_mesh(MeshShape(data=2, tensor=4))
+    spread = shard_catalogue(catalogue, mesh, smallest=64)
+    assert spread.code.sharding.shard_shape(spread.code.shape)[0] <= -(-catalogue.code.size // 4)
+    cache = jax.device_put(model.prefill(rows), rows_sharding(mesh))
+    with jax.set_mesh(mesh):
+        run = jax.jit(
+            lambda cache, catalogue, filters: decoder(model.functions(cache), catalogue, filters)
+        )
+        ranked = run(cache, spread, filters)
+    assert_equal(expected, ranked, 1e-6)
 
 
 def test_equal_scores_go_to_the_lowest_id():
