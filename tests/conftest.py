@@ -35,6 +35,22 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("JAXREC_DATA", ROOT.parent / "shared" / "data"))
 
 
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000
+"""Linux gives a process some 65,000 mappings of memory, every compiled program takes a few, and jax
+keeps programs for ever: a worker that runs half of the tests would die in the middle of one."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Lets go of compiled programs between modules, when there are many."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
