@@ -14,6 +14,7 @@ one code an item:
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from typing import Any
@@ -73,7 +74,7 @@ def ask_next(batch: Events, query: int) -> tuple[Events, Array]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Retriever:
+class Retriever(abc.ABC):
     """Base of the retrievers: from their modules, states and sizes follows the rest."""
 
     dtype: str = "float32"
@@ -81,15 +82,15 @@ class Retriever:
     initial_scale: float = 0.02
     """Standard deviation of the vectors at the start."""
 
+    @abc.abstractmethod
     def modules(self, space: TokenSpace) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
         """The modules that hold parameters, with the smallest inputs they take."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def states(
         self, params: PyTree, batch: Events, space: TokenSpace, key: Array | None = None
     ) -> Float[Array, "b t d"]:
         """What each event is predicted from; a key switches on dropout."""
-        raise NotImplementedError
 
     def item_vectors(
         self, params: PyTree, tables: Tables, space: TokenSpace
