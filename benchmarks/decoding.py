@@ -70,8 +70,8 @@ def main() -> int:
                 for row in catalogue_rows(name, draw, items, options):
                     found[row["cell"]] = row
                     print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    if options.json is not None:
-        write(options.json, found)
+                if options.json is not None:
+                    write(options.json, found)
     for what, ratio in summary(list(found.values())).items():
         print(f"{what}: {ratio:.2f}")
     return int(any(row.get("equal") is False for row in found.values()))

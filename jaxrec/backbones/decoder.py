@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jaxrec.backbones import cost
-from jaxrec.backbones.caches import FlatCache, MergedCache
+from jaxrec.backbones.caches import FlatCache, MergedCache, Past, of_parents, start_past
 from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.backbones.heads import CodeHead, CodeLogits, MergeCodes
 from jaxrec.backbones.layers import (
@@ -226,7 +226,13 @@ class Decoder:
         return jnp.moveaxis(logits, 0, 2)
 
     def prefill(
-        self, params: PyTree, tables: Tables, batch: Events, space: TokenSpace
+        self,
+        params: PyTree,
+        tables: Tables,
+        batch: Events,
+        space: TokenSpace,
+        *,
+        items: int = 1,
     ) -> MergedCache | FlatCache:
         """Reads one history per row, for `step` to continue with the next event.
 
@@ -235,6 +241,7 @@ class Decoder:
             tables: codes of the items.
             batch: segment 1 or 0, padding on the right; a row of padding is an empty history.
             space: the token space of the codes.
+            items: items that will be written one after another; more than one needs `extend`.
 
         Returns:
             A cache of one beam per row.
@@ -254,16 +261,15 @@ class Decoder:
         exists = indices <= length[:, None]
         first = per_event * batch.position[:, 0]
         metadata = TokenMetadata(exists.astype(jnp.int32), first[:, None] + indices)
-        states, kept = self._run(params, x, metadata, keep=flat)
-        user = jnp.take_along_axis(states, length[:, None, None], axis=1)[:, 0]
-        if not flat:
-            return MergedCache(user, jnp.zeros((rows, 1, width), user.dtype))
-        keys, values = kept
-        stack, slots = self.stack, max(space.levels - 1, 1)
-        empty = jnp.zeros(
-            (self.layers, rows, 1, slots, stack.kv_heads, stack.head_size), keys.dtype
-        )
-        return FlatCache(user, keys, values, exists, first + length, empty, empty)
+        states, kept = self._run(params, x, metadata, keep=flat or items > 1)
+        user = jnp.take_along_axis(states, length[:, None, None], axis=1)
+        past, slots = None, items * per_event - 1  # nothing follows the last token
+        if flat or items > 1:
+            past = start_past(*kept, exists, first + length, max(slots, 1))
+        if flat:
+            assert past is not None
+            return FlatCache(user, past)
+        return MergedCache(user, jnp.zeros((rows, 1, width), user.dtype), past)
 
     def step(
         self,
@@ -278,7 +284,7 @@ class Decoder:
 
         Args:
             params: from `init`.
-            cache: from `prefill` or the step before.
+            cache: from `prefill`, `extend` or the step before.
             codes: codes that the beams chose at `level - 1`; ignored at level 0.
             parents: which beam of the cache each beam continues.
             level: 0 as a Python integer; later levels may be traced.
@@ -288,41 +294,80 @@ class Decoder:
             Logits, and the cache of the new beams.
         """
         first = not isinstance(level, jax.Array) and int(level) == 0
-        chosen = None
-        if not first:
-            offsets = jnp.asarray(space.offsets, jnp.int32)
-            chosen = self._tokens(params, offsets[level - 1] + codes, space)
+        user = of_parents(cache.user, parents)
+        past = None if cache.past is None else cache.past.reorder(parents)
+        chosen = None if first else self._chosen(params, codes, level - 1, space)
         if isinstance(cache, MergedCache):
             prefix = jnp.take_along_axis(cache.prefix, parents[..., None], axis=1)
             prefix = prefix if chosen is None else prefix + chosen
             head = CodeHead(self.head, space, self.head_layers)
-            logits = apply_module(head, params["head"], cache.user[:, None], prefix, level)
-            return logits, cache._replace(prefix=prefix)
-        pick = parents[None, :, :, None, None, None]
-        cache = cache._replace(
-            beam_keys=jnp.take_along_axis(cache.beam_keys, pick, axis=2),
-            beam_values=jnp.take_along_axis(cache.beam_values, pick, axis=2),
-        )
-        if chosen is None:
-            states = jnp.broadcast_to(cache.user[:, None], (*codes.shape, cache.user.shape[-1]))
-        else:
-            states, cache = self._append(params, cache, chosen, level)
-        return apply_module(CodeLogits(self.stack, space), params["head"], states, level), cache
+            logits = apply_module(head, params["head"], user, prefix, level)
+            return logits, MergedCache(user, prefix, past)
+        assert past is not None
+        states = jnp.broadcast_to(user, (*codes.shape, user.shape[-1]))
+        if chosen is not None:
+            states, past = self._append(params, past, chosen, past.written + level - 1)
+        logits = apply_module(CodeLogits(self.stack, space), params["head"], states, level)
+        return logits, FlatCache(user, past)
+
+    def extend(
+        self,
+        params: PyTree,
+        cache: MergedCache | FlatCache,
+        codes: Int32[Array, "b w"],
+        parents: Int32[Array, "b w"],
+        items: Int32[Array, "b w"],
+        space: TokenSpace,
+    ) -> MergedCache | FlatCache:
+        """Takes what every beam has written into its history, for `step` to write the next item.
+
+        Args:
+            params: from `init`.
+            cache: from the step of the last level; `prefill` made room for another item.
+            codes: codes that the beams chose at the last level.
+            parents: which beam of the cache each beam continues.
+            items: the items that the codes are of.
+            space: the token space of the codes.
+
+        Returns:
+            The cache of the new beams.
+
+        Raises:
+            ValueError: `prefill` was not told of further items.
+        """
+        if cache.past is None:
+            raise ValueError("This cache has no room for a second item; use prefill(..., items=2).")
+        past = cache.past.reorder(parents)
+        x = self._chosen(params, codes, space.levels - 1, space)
+        if isinstance(cache, FlatCache):
+            user, past = self._append(params, past, x, past.written + space.levels - 1)
+            return FlatCache(user, past._replace(written=past.written + space.levels))
+        prefix = jnp.take_along_axis(cache.prefix, parents[..., None], axis=1)
+        event = self._merge(params, prefix + x, items)
+        user, past = self._append(params, past, event, past.written)
+        past = past._replace(written=past.written + 1)
+        return MergedCache(user, jnp.zeros_like(prefix), past)
 
     def _append(
-        self, params: PyTree, cache: FlatCache, x: Array, level: int | Array
-    ) -> tuple[Array, FlatCache]:
+        self, params: PyTree, past: Past, x: Array, slot: Array | int
+    ) -> tuple[Array, Past]:
         """Runs one more token per beam through the layers."""
-        rotation = self._rotation(cache.position[:, None] + level)
+        rotation = self._rotation(past.position[:, None] + slot + 1)
         states, (beam_keys, beam_values) = apply_module(
             Layers(self.stack, keep=True),
             params["history"],
             x,
             rotation,
-            BeamMask(cache.key_mask, level - 1),
-            BeamKeys(cache.keys, cache.values, cache.beam_keys, cache.beam_values),
+            BeamMask(past.key_mask, slot),
+            BeamKeys(past.keys, past.values, past.beam_keys, past.beam_values),
         )
-        return states, cache._replace(beam_keys=beam_keys, beam_values=beam_values)
+        return states, past._replace(beam_keys=beam_keys, beam_values=beam_values)
+
+    def _chosen(
+        self, params: PyTree, codes: Array, level: int | Array, space: TokenSpace
+    ) -> Float[Array, "b w d"]:
+        """Vectors of codes of one level."""
+        return self._tokens(params, jnp.asarray(space.offsets, jnp.int32)[level] + codes, space)
 
     def _run(
         self,

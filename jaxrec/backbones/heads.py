@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.backbones.layers import (
@@ -46,6 +46,11 @@ class CodeLogits(nn.Module):
         return level_logits(x, kernel, space, level)
 
 
+def codes_exist(space: TokenSpace) -> Bool[Array, "l k"]:
+    """Which codes each level has."""
+    return jnp.arange(space.width) < jnp.asarray(space.sizes)[:, None]
+
+
 def level_logits(
     x: Float[Array, "*any d"],
     kernel: Float[Array, "l d k"],
@@ -64,12 +69,12 @@ def level_logits(
         float32 logits.
     """
     if level is None:
-        legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[:, None, None, None]
+        legal = codes_exist(space)[:, None, None]
         rows = x.reshape(space.levels, -1, x.shape[-1])
         logits = jnp.matmul(rows, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         logits = logits.reshape(*x.shape[:-1], space.width)
     else:
-        legal = jnp.arange(space.width) < jnp.asarray(space.sizes)[level]
+        legal = codes_exist(space)[level]
         logits = jnp.matmul(x, kernel[level].astype(x.dtype), preferred_element_type=jnp.float32)
     if len(set(space.sizes)) == 1:
         return logits

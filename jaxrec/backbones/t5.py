@@ -8,8 +8,9 @@ has as many codes.
 Three choices that reproductions make differently:
 
 - the decoder starts with BOS, a row of its own (Hugging Face starts with PAD);
-- probabilities are normalised over the codes of the level (Hugging Face: over all tokens, so that
-  part of the mass goes to codes that cannot stand there; the order of the codes is the same);
+- probabilities are normalised over the codes of the level; `softmax="vocabulary"` is Hugging
+  Face's way, over all tokens, so that part of the mass goes to codes that cannot stand there (the
+  order of the codes is the same);
 - with TIGER's sizes the network has 4.85 million parameters, not the 13 that the paper states.
 """
 
@@ -24,12 +25,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxrec.backbones import cost
-from jaxrec.backbones.heads import level_logits
+from jaxrec.backbones.heads import codes_exist, level_logits
 from jaxrec.backbones.layers import apply_module, logical_axes, normal, project, unbox
 from jaxrec.backbones.t5_layers import Decoder, Encoder, KeyValues, T5Shape
 from jaxrec.types import SPECIAL_TOKENS, Events, PyTree, Tables, TokenSpace
 
 BOS = SPECIAL_TOKENS.index("BOS")
+SOFTMAXES = ("level", "vocabulary")
 
 
 class T5Cache(NamedTuple):
@@ -68,6 +70,10 @@ class T5:
     tied: bool = True
     """Output from the token table, states divided by sqrt(width) (v1.0), or matrices of its own
     (v1.1)."""
+    softmax: str = "level"
+    """What probabilities are normalised over: the codes of the `level`, or the whole `vocabulary`
+    (every token; without `tied`, the codes of all levels). Then `forward` and `step` give
+    log-probabilities, for `NextToken(normalised=True)` and decoders with `mask="as_given"`."""
     dropout: float = 0.1
     """On inputs and outputs of both stacks and on every residual branch."""
     inner_dropout: bool = True
@@ -94,9 +100,18 @@ class T5:
     """`forward` answers for the last event of a row: the feed must put the targets there."""
 
     def __post_init__(self) -> None:
+        if self.softmax not in SOFTMAXES:
+            raise ValueError(
+                f"softmax={self.softmax!r} is unknown; choose one of {', '.join(SOFTMAXES)}."
+            )
         if self.user_buckets < 0:
             raise ValueError(f"user_buckets={self.user_buckets} must be 0 (none) or more.")
         _ = self.encoder, self.decoder  # their own checks
+
+    @property
+    def normalised(self) -> bool:
+        """Whether `forward` and `step` give log-probabilities, not logits."""
+        return self.softmax == "vocabulary"
 
     @property
     def encoder(self) -> T5Shape:
@@ -309,10 +324,23 @@ class T5:
     def _logits(
         self, params: PyTree, x: Array, space: TokenSpace, level: int | Array | None = None
     ) -> Array:
+        if self.tied:
+            table, x = params["tokens"]["table"], x * self.width**-0.5
+            kernel = codes_of_table(table, space)
+        else:
+            table = kernel = params["output"]["kernel"]
+        logits = level_logits(x, kernel, space, level)
+        if not self.normalised:
+            return logits
+        every = jnp.einsum(
+            "...d,vd->...v" if self.tied else "...d,ldv->...lv",
+            x,
+            table.astype(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
         if not self.tied:
-            return level_logits(x, params["output"]["kernel"], space, level)
-        kernel = codes_of_table(params["tokens"]["table"], space)
-        return level_logits(x * self.width**-0.5, kernel, space, level)
+            every = jnp.where(codes_exist(space), every, -jnp.inf).reshape(*x.shape[:-1], -1)
+        return logits - jax.nn.logsumexp(every, axis=-1, keepdims=True)
 
     def _boxed(self, key: Array, space: TokenSpace) -> PyTree:
         """Initialises every piece on the smallest input it takes."""

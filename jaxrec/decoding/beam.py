@@ -56,11 +56,15 @@ def normaliser(
 ) -> Float[Array, "b w"]:
     """Log of the mass that each beam's codes share: `log p = logits - normaliser`.
 
+    0 in the mode `as_given`.
+
     Args:
         children: of the beams, read by `before_softmax` only. Its rows are b, or 1 where all rows
             of the batch look at the same nodes.
         mask: see `Mask`.
     """
+    if mask == "as_given":
+        return jnp.zeros(logits.shape[:2], logits.dtype)
     if mask == "before_softmax":
         exists, code = children
         if code is not None:
@@ -92,6 +96,20 @@ def advance(
         functions, cache, beams.code, beams.parent, level, catalogue.space.width
     )
     children = live_children(catalogue, filters, beams.node, level)
+    return best_children(catalogue, beams, logits, children, level, width=width, mask=mask), cache
+
+
+def best_children(
+    catalogue: Catalogue,
+    beams: Beams,
+    logits: Float[Array, "b w k"],
+    children: Children,
+    level: int,
+    *,
+    width: int,
+    mask: Mask,
+) -> Beams:
+    """The best `width` of all children of all beams of a row."""
     shift = beams.score - normaliser(logits, children, mask)
     total = jnp.maximum(children.pick(logits) + shift[..., None], LOWEST)
     total = jnp.where(children.exists, total, -jnp.inf)
@@ -102,7 +120,7 @@ def advance(
     if children.code is not None:
         code = jnp.take_along_axis(children.code.reshape(rows, -1), index, axis=1)
     node = child_at(catalogue, level, jnp.take_along_axis(beams.node, parent, axis=1), place)
-    return Beams(jnp.where(score > -jnp.inf, node, -1), score, code, parent), cache
+    return Beams(jnp.where(score > -jnp.inf, node, -1), score, code, parent)
 
 
 def follow_chain(
@@ -126,9 +144,10 @@ def follow_chain(
     place = code_offset(catalogue, first + 1) + (level - first) * catalogue.shape.nodes[first]
     code = catalogue.code[place + jnp.maximum(beams.node, 0)].astype(jnp.int32)
     score = beams.score
-    if mask == "after_softmax":
+    if mask != "before_softmax":  # where the one child has all the mass
         gained = jnp.take_along_axis(logits, code[..., None], axis=-1)[..., 0]
-        gained -= log_mass(logits)
+        if mask == "after_softmax":
+            gained -= log_mass(logits)
         score = jnp.where(score > -jnp.inf, jnp.maximum(score + gained, LOWEST), score)
     return Beams(beams.node, score, code, stay), cache
 

@@ -1,7 +1,9 @@
-"""Scores of given items against one cached history (METHODS D13, the idea of M-FALCON).
+"""Log-probabilities of given items against one cached history.
 
 The history is read once; candidates are scored beside each other in blocks, each of which sees the
-history and its own codes. What a candidate gets does not depend on the others.
+history and its own codes (METHODS D13, the idea of M-FALCON). What a candidate gets does not depend
+on the others. `item_log_probs` also scores what a policy has drawn, code by code, under the
+distribution that drew it or under the model's own (METHODS D16).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from jaxrec.decoding.interface import (
     call_step,
     check_mask,
     check_positive,
+    check_temperature,
 )
 
 
@@ -50,8 +53,36 @@ def score_items(
     Raises:
         ValueError: a number below 1, an unknown mode, or shapes that do not fit each other.
     """
+    scores = item_log_probs(functions, catalogue, items, filters, block=block, mask=mask)
+    known = scores[..., 0] > -jnp.inf  # an item that the model gives nothing is still an item
+    return jnp.where(known, jnp.maximum(jnp.sum(scores, axis=-1), LOWEST), -jnp.inf)
+
+
+def item_log_probs(
+    functions: StepFunctions,
+    catalogue: Catalogue,
+    items: Int32[Array, "b m"],
+    filters: Filters | PreparedFilters | None = None,
+    *,
+    block: int = 64,
+    mask: Mask = "after_softmax",
+    temperature: float = 1.0,
+) -> Float[Array, "b m l"]:
+    """Log-probability of every code of items given those before it.
+
+    -inf in all codes of filtered items and of numbers that are no item. With
+    `mask="before_softmax"` and the filters and temperature of a sampling without cuts, equal to the
+    `log_probs` of what was drawn; with `after_softmax`, what the model itself says of it.
+
+    Args:
+        temperature: logits are divided by it. The others as in `score_items`.
+
+    Raises:
+        ValueError: a number out of range, an unknown mode, or shapes that do not fit each other.
+    """
     check_positive(block=block)
     check_mask(mask)
+    check_temperature(temperature)
     if items.shape[0] != functions.batch:
         raise ValueError(
             f"items has {items.shape[0]} rows, but the batch has {functions.batch}; give one list "
@@ -63,8 +94,11 @@ def score_items(
     blocks = -(-count // block)
     padded = jnp.pad(items, ((0, 0), (0, blocks * block - count)), constant_values=-1)
     parts = jnp.swapaxes(padded.reshape(functions.batch, blocks, block), 0, 1)
-    scores = jax.lax.map(lambda part: _score_block(functions, catalogue, live, part, mask), parts)
-    return jnp.swapaxes(scores, 0, 1).reshape(functions.batch, -1)[:, :count]
+    scores = jax.lax.map(
+        lambda part: _score_block(functions, catalogue, live, part, mask, temperature), parts
+    )
+    scores = jnp.swapaxes(scores, 0, 1)
+    return scores.reshape(functions.batch, -1, catalogue.levels)[:, :count]
 
 
 def _score_block(
@@ -73,7 +107,8 @@ def _score_block(
     filters: PreparedFilters,
     items: Int32[Array, "b m"],
     mask: Mask,
-) -> Float[Array, "b m"]:
+    temperature: float,
+) -> Float[Array, "b m l"]:
     known = (items >= 0) & (items < catalogue.items)
     row = catalogue.row_of(jnp.where(known, items, 0))
     known &= row < catalogue.items
@@ -81,7 +116,7 @@ def _score_block(
     known &= live_before(filters, row + 1) > live_before(filters, row)
     leaf, levels = leaf_of(catalogue, row), catalogue.levels
     path = [ancestor_of(catalogue, levels, leaf, depth) for depth in range(levels + 1)]
-    cache, score = functions.cache, jnp.zeros(items.shape, jnp.float32)
+    cache, scores = functions.cache, []
     root = jnp.zeros((functions.batch, 1), jnp.int32)
     stay = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
     for level in range(levels):
@@ -91,10 +126,11 @@ def _score_block(
             *(functions, cache, code_of(catalogue, level, node), parents, level),
             catalogue.space.width,
         )
+        logits = logits / temperature
         children = live_children(catalogue, filters, node, level, distinct=False)
         log_probs = logits - normaliser(logits, children, mask)[..., None]
         log_probs = jnp.broadcast_to(log_probs, (*items.shape, log_probs.shape[-1]))
         code = code_of(catalogue, level + 1, path[level + 1])
         gained = jnp.take_along_axis(log_probs, code[..., None], axis=-1)[..., 0]
-        score = jnp.maximum(score + gained, LOWEST)
-    return jnp.where(known, score, -jnp.inf)
+        scores.append(jnp.maximum(gained, LOWEST))
+    return jnp.where(known[..., None], jnp.stack(scores, axis=-1), -jnp.inf)

@@ -100,7 +100,7 @@ def _slots(
     if filters.open is not None:
         is_open = filters.open[level]
         assert is_open is not None
-        exists &= is_open[child]
+        exists &= filters.of_mask(is_open, child)
     return Children(exists, code_of(catalogue, level + 1, child))
 
 
@@ -108,10 +108,14 @@ def _codes_that_follow(
     catalogue: Catalogue, filters: PreparedFilters, node: Int32[Array, "b w"], level: int
 ) -> Bool[Array, "b w c"]:
     size = catalogue.space.sizes[level]
-    bits = catalogue.bits[level] if filters.bits is None else filters.bits[level]
-    if bits is None:
+    bits = catalogue.bits[level]
+    if filters.bits is not None and (masks := filters.bits[level]) is not None:
+        words = filters.of_mask(masks, node)
+    elif bits is not None:
+        words = bits[node]
+    else:
         return jnp.ones((*node.shape, size), bool)
-    spread = bits[node][..., None] >> jnp.arange(BITS, dtype=jnp.uint32)
+    spread = words[..., None] >> jnp.arange(BITS, dtype=jnp.uint32)
     return (spread & 1).astype(bool).reshape(*node.shape, -1)[..., :size]
 
 

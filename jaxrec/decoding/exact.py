@@ -67,8 +67,7 @@ class _Scorer:
         logits, cache = call_step(
             self.functions, cache, codes, parents, level, self.catalogue.space.width
         )
-        rows = 1 if self.filters.denied is None and self.filters.rows is None else batch
-        nodes = jnp.broadcast_to(node, (rows, count))
+        nodes = jnp.broadcast_to(node, (1 if self.filters.shared else batch, count))
         children = live_children(self.catalogue, self.filters, nodes, level)
         return logits - normaliser(logits, children, self.mask)[..., None], cache
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.decoding.catalogue import Catalogue
-from jaxrec.decoding.filters import Filters
+from jaxrec.decoding.filters import Filters, check_filters, mark, masks_of
 from jaxrec.decoding.interface import check_positive
 from jaxrec.decoding.ranking import top_k
 from jaxrec.types import Ranked
@@ -54,7 +54,7 @@ def retrieve(
     check_positive(k=k, block=block)
     rows, items = vectors.batch, vectors.item.shape[0]
     filters = filters or Filters()
-    _check(filters, rows, items)
+    check_filters(filters, rows, items)
 
     def extend(start: Array | int, width: int, known: tuple[Array, Array]) -> tuple[Array, Array]:
         best, found = known
@@ -75,30 +75,25 @@ def retrieve(
     return Ranked(jnp.where(valid, found, -1), best, valid)
 
 
-def _close(scores: Array, filters: Filters, start: Array | int) -> Float[Array, "b n"]:
+def _close(
+    scores: Float[Array, "b n"], filters: Filters, start: Array | int
+) -> Float[Array, "b n"]:
     """Scores of items `start ...` with -inf at those that may not be returned."""
-    width = scores.shape[1]
+    width, live = scores.shape[1], jnp.ones_like(scores, bool)
     if filters.allowed is not None:
-        allowed = jax.lax.dynamic_slice_in_dim(filters.allowed, start, width)
-        scores = jnp.where(allowed, scores, -jnp.inf)
-    if filters.denied is None:
-        return scores
-    here = filters.denied - start
-    here = jnp.where((here < 0) | (here >= width), width, here)
-    return jax.vmap(lambda row, gone: row.at[gone].set(-jnp.inf, mode="drop"))(scores, here)
+        masks, domain = masks_of(filters)
+        masks = jax.lax.dynamic_slice_in_dim(masks, start, width, axis=1)
+        live &= masks[0] if domain is None else masks[domain]
 
+    def here(items: Array) -> Array:
+        place = items - start
+        return jnp.where((place < 0) | (place >= width), width, place)
 
-def _check(filters: Filters, rows: int, items: int) -> None:
-    if filters.allowed is not None and filters.allowed.shape != (items,):
-        raise ValueError(
-            f"filters.allowed has shape {filters.allowed.shape}, but the catalogue has {items} "
-            "items; give one flag per item."
-        )
-    if filters.denied is not None and filters.denied.shape[0] != rows:
-        raise ValueError(
-            f"filters.denied has {filters.denied.shape[0]} rows, but the batch has {rows}; give "
-            "one list per request, padded with -1."
-        )
+    if filters.listed is not None:
+        live &= mark(jnp.zeros_like(live), here(filters.listed), True)
+    if filters.denied is not None:
+        live = mark(live, here(filters.denied), False)
+    return jnp.where(live, scores, -jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)

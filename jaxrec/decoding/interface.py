@@ -20,12 +20,14 @@ Level = int | Int32[Array, ""]
 Rows = Any
 """Rows of a batch: an integer, or a symbolic size while a program is exported."""
 
-Mask = Literal["after_softmax", "before_softmax"]
+Mask = Literal["after_softmax", "before_softmax", "as_given"]
 """How illegal codes count in the probabilities (METHODS D2, `renorm`).
 
 `after_softmax` normalises over the whole codebook of the level, so the mass of codes that lead to
 no item is lost (Hugging Face, MiniOneRec). `before_softmax` renormalises over the children that
 exist and are not filtered, so the probabilities of all items that may be returned sum to 1.
+`as_given` normalises nothing: what the step returns are log-probabilities already, over the whole
+vocabulary, say (`T5(softmax="vocabulary")`, Hugging Face), or scores that are no probabilities.
 """
 
 
@@ -60,13 +62,19 @@ class StepFunctions(NamedTuple):
     """See above."""
     batch: Rows
     """Rows of the batch."""
+    extend: Callable[..., PyTree] | None = None
+    """`extend(cache, codes, parents, items) -> cache` for generators that write several items one
+    after another (`list_beams`): the beams, which chose `codes` at the last level, have written
+    `items` int32 `[b, w]`, and the cache that comes back is one in which these have happened, at
+    the start of the next item. By the law, that item's log-probability is the one that the
+    teacher-forced pass gives after the longer history. None in generators that write one item."""
 
 
 def check_mask(mask: str) -> None:
     """Refuses a mask mode that does not exist.
 
     Raises:
-        ValueError: `mask` is not one of the two modes.
+        ValueError: `mask` is not one of the modes.
     """
     if mask not in get_args(Mask):
         raise ValueError(f"mask={mask!r} is no mode; choose one of {', '.join(get_args(Mask))}.")
@@ -81,6 +89,18 @@ def check_positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name}={number} gives nothing to decode; use {name} >= 1.")
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuses to divide logits by what is not positive.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(
+            f"temperature={temperature} must be positive; for the likeliest items use BeamSearch."
+        )
 
 
 def call_step(

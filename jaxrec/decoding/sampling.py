@@ -25,7 +25,12 @@ from jaxrec.decoding.catalogue import Catalogue, code_of, first_row
 from jaxrec.decoding.children import Children, child_at, live_children
 from jaxrec.decoding.expansion import LOWEST, nth_live_row
 from jaxrec.decoding.filters import Filters, PreparedFilters, live_before, prepare_filters
-from jaxrec.decoding.interface import StepFunctions, call_step, check_positive
+from jaxrec.decoding.interface import (
+    StepFunctions,
+    call_step,
+    check_positive,
+    check_temperature,
+)
 from jaxrec.decoding.ranking import top_k as best_of
 from jaxrec.types import PyTree, Ranked
 
@@ -314,10 +319,7 @@ def check_sampling(count: int, temperature: float, top_k: int, top_p: float) -> 
         ValueError: a number out of range.
     """
     check_positive(count=count)
-    if temperature <= 0:
-        raise ValueError(
-            f"temperature={temperature} must be positive; for the likeliest items use BeamSearch."
-        )
+    check_temperature(temperature)
     if top_k < 0 or not 0.0 < top_p <= 1.0:
         raise ValueError(
             f"top_k={top_k} and top_p={top_p}: give top_k >= 0 (0 keeps all codes) and top_p in "

@@ -18,7 +18,11 @@ LEGAL = -1e8
 
 
 def code_losses(
-    logits: Float[Array, "*n k"], codes: Int32[Array, "*n"], *, label_smoothing: float = 0.0
+    logits: Float[Array, "*n k"],
+    codes: Int32[Array, "*n"],
+    *,
+    label_smoothing: float = 0.0,
+    normalised: bool = False,
 ) -> Float[Array, "*n"]:
     """Cross-entropy of each code, `logsumexp(z) - z_c`, in nats.
 
@@ -30,6 +34,8 @@ def code_losses(
             does not have, which takes part in nothing.
         codes: the observed codes.
         label_smoothing: `s`, in [0, 1).
+        normalised: the logits are log-probabilities already, over more than the level's codes: the
+            normaliser counts as 0.
 
     Returns:
         One loss per code.
@@ -45,7 +51,7 @@ def code_losses(
         (2,)
     """
     chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    normaliser = 0.0 if normalised else jax.nn.logsumexp(logits, axis=-1)
     if label_smoothing == 0.0:
         return normaliser - chosen
     legal = logits > LEGAL
@@ -60,6 +66,7 @@ def next_token_loss(
     *,
     label_smoothing: float = 0.0,
     level_reduction: str = "sum",
+    normalised: bool = False,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the negative log-likelihood of events, and the sum of weights.
 
@@ -73,6 +80,7 @@ def next_token_loss(
         label_smoothing: share of the target spread over the legal codes of the level.
         level_reduction: `sum` is the likelihood of the item (TIGER, OneRec); `mean` divides by
             the number of levels (OneRec-V2, Hugging Face), which lowers the learning rate by it.
+        normalised: the logits are log-probabilities already.
 
     Returns:
         Sum and weight; their quotient is the loss per event.
@@ -93,7 +101,7 @@ def next_token_loss(
         [-0.75, 0.25, 0.25, 0.25]
     """
     _check(label_smoothing, level_reduction)
-    losses = code_losses(logits, codes, label_smoothing=label_smoothing)
+    losses = code_losses(logits, codes, label_smoothing=label_smoothing, normalised=normalised)
     return _weighted(_reduce(losses, level_reduction), weight)
 
 
@@ -123,6 +131,8 @@ class NextToken:
 
     label_smoothing: float = 0.0
     level_reduction: str = "sum"
+    normalised: bool = False
+    """The network gives log-probabilities (`T5(softmax="vocabulary")`)."""
 
     def __post_init__(self) -> None:
         _check(self.label_smoothing, self.level_reduction)
@@ -154,10 +164,12 @@ class NextToken:
         answered = slice(batch.item.shape[1] - logits.shape[1], None)
         codes = jnp.take(tables.codes, batch.item[:, answered], axis=0, mode="clip")
         of_event = batch.weight[:, answered]
-        losses = code_losses(logits, codes)
+        losses = code_losses(logits, codes, normalised=self.normalised)
         smoothed = losses
         if self.label_smoothing:
-            smoothed = code_losses(logits, codes, label_smoothing=self.label_smoothing)
+            smoothed = code_losses(
+                logits, codes, label_smoothing=self.label_smoothing, normalised=self.normalised
+            )
         total, weight = _weighted(_reduce(smoothed, self.level_reduction), of_event)
         hits = is_top_code(jax.lax.stop_gradient(logits), codes).astype(jnp.float32)
         metrics = {}

@@ -146,6 +146,12 @@ def check_supervision(recipe: Recipe) -> None:
                 f"{network} does not go with stages.{number}.objective="
                 f"{type(stage.objective).__name__}; use {right}."
             )
+        normalised = getattr(recipe.generator, "normalised", False)
+        if normalised != getattr(stage.objective, "normalised", False):
+            raise ValueError(
+                f"{network} gives {'log-probabilities' if normalised else 'logits'}; set "
+                f"stages.{number}.objective.normalised={normalised}."
+            )
         if both != getattr(stage.objective, "masks_events", False):
             right = "Cloze(...)" if both else "an objective that masks nothing"
             raise ValueError(

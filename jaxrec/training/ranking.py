@@ -46,7 +46,9 @@ def rank_batch(
         space: static, the vocabulary.
         decoding: static, `BeamSearch` or `ExactScoring`; `InnerProduct` for a retriever.
     """
-    return decoding(bind(generator, params, tables, events, space), catalogue, filters)
+    items = getattr(decoding, "items_in_turn", 1)
+    functions = bind(generator, params, tables, events, space, items=items)
+    return decoding(functions, catalogue, filters)
 
 
 def is_retriever(network: Any) -> bool:
@@ -55,9 +57,20 @@ def is_retriever(network: Any) -> bool:
 
 
 def bind(
-    generator: Any, params: PyTree, tables: Tables, events: Events, space: TokenSpace
+    generator: Any,
+    params: PyTree,
+    tables: Tables,
+    events: Events,
+    space: TokenSpace,
+    *,
+    items: int = 1,
 ) -> StepFunctions | UserItemVectors:
-    """A network that has read a batch of histories, as decoders take it."""
+    """A network that has read a batch of histories, as decoders take it.
+
+    Args:
+        items: items that a beam writes one after another; more than one needs a network that can
+            `extend` what it wrote.
+    """
     if is_retriever(generator):
         return UserItemVectors(
             generator.user_vectors(params, tables, events, space),
@@ -67,11 +80,16 @@ def bind(
     def step(cache: PyTree, codes: jax.Array, parents: jax.Array, level: Any) -> Any:
         return generator.step(params, cache, codes, parents, level, space)
 
-    return StepFunctions(
-        cache=generator.prefill(params, tables, events, space),
-        step=step,
-        batch=events.item.shape[0],
-    )
+    extend = getattr(generator, "extend", None)
+    if extend is None or items == 1:
+        cache = generator.prefill(params, tables, events, space)
+        return StepFunctions(cache, step, events.item.shape[0])
+
+    def go_on(cache: PyTree, codes: jax.Array, parents: jax.Array, written: jax.Array) -> PyTree:
+        return extend(params, cache, codes, parents, written, space)
+
+    cache = generator.prefill(params, tables, events, space, items=items)
+    return StepFunctions(cache, step, events.item.shape[0], go_on)
 
 
 @partial(jax.jit, static_argnames=("generator", "space", "temperature"))

@@ -116,8 +116,14 @@ def reference_logits(t5, params, space, codes, history, target, user_row=None):
     answer = []
     for level, (x, size) in enumerate(zip(out, space.sizes)):
         if t5.tied:
+            every = (x * t5.width**-0.5) @ table.T
             first = space.offsets[level]
-            answer.append((x * t5.width**-0.5) @ table[first : first + size].T)
+            answer.append(every[first : first + size])
         else:
-            answer.append(x @ params["output"]["kernel"][level, :, :size])
+            kernels = params["output"]["kernel"]
+            of_levels = [x @ kernels[each, :, :many] for each, many in enumerate(space.sizes)]
+            every = np.concatenate(of_levels)
+            answer.append(of_levels[level])
+        if t5.softmax == "vocabulary":
+            answer[-1] = answer[-1] - np.logaddexp.reduce(every)
     return answer

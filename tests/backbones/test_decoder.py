@@ -187,8 +187,67 @@ def test_caches_hold_the_history_once(world):
         return cache
 
     cache = jax.eval_shape(decode, jax.eval_shape(lambda: flat.init(jax.random.key(0), SPACE)))
-    assert cache.keys.shape == (2, 1, 1 + 4 * 3, 2, 4)  # no axis of beams
-    assert cache.beam_keys.shape == (2, 1, 6, 2, 2, 4)
+    assert cache.past.keys.shape == (2, 1, 1 + 4 * 3, 2, 4)  # no axis of beams
+    assert cache.past.beam_keys.shape == (2, 1, 6, 2, 2, 4)
+    assert cache.user.shape == (1, 1, 16)
+
+
+def test_written_items_are_history(model, world):
+    """Beams that swap while they write three items: after `extend`, steps give what the whole pass
+    gives after the longer history."""
+    decoder, params = model
+    every = np.array(list(itertools.product(*map(range, SPACE.sizes))), np.int32)
+    tables = Tables(jnp.asarray(np.concatenate([world.codes, every])))
+    random, histories = np.random.default_rng(0), [[3, 9, 27, 14, 2], [5, 5], []]
+    step = jax.jit(decoder.step, static_argnums=(4, 5))
+    extend = jax.jit(decoder.extend, static_argnums=5)
+
+    def item_of(prefix):
+        codes = (*prefix, 0, 0, 0)[:3]
+        return len(world.codes) + int(np.ravel_multi_index(codes, SPACE.sizes))
+
+    def draw(beams, level):
+        """New beams (history, codes so far), each of which continues one of those, as arrays."""
+        parents = random.integers(0, len(beams[0]), (3, 4)).astype(np.int32)
+        codes = random.integers(0, SPACE.sizes[max(level - 1, 0)], (3, 4)).astype(np.int32)
+        chosen = [
+            [
+                (history, (*prefix, int(code))) if level else (history, prefix)
+                for code, (history, prefix) in zip(
+                    codes[row], (beams[row][p] for p in parents[row])
+                )
+            ]
+            for row in range(3)
+        ]
+        return chosen, jnp.asarray(codes), jnp.asarray(parents)
+
+    beams = [[(history, ())] for history in histories]
+    codes = parents = jnp.zeros((3, 1), jnp.int32)
+    batch = make_events(*[[h] for h in histories], length=5)
+    cache = decoder.prefill(params, tables, batch, SPACE, items=3)
+    for number in range(3):
+        for level in range(3):
+            if number or level:
+                beams, codes, parents = draw(beams, level)
+            logits, cache = step(params, cache, codes, parents, level, SPACE)
+            flat = [beam for row in beams for beam in row]
+            rows = [[[*history, item_of(prefix)]] for history, prefix in flat]
+            whole = forward(decoder, params, tables, make_events(*rows, length=8))
+            expected = [whole[i, len(history), level] for i, (history, _) in enumerate(flat)]
+            ours = np.asarray(logits).reshape(len(flat), -1)
+            np.testing.assert_allclose(ours, np.stack(expected), atol=3e-5)
+        beams, codes, parents = draw(beams, 3)
+        beams = [[([*history, item_of(prefix)], ()) for history, prefix in row] for row in beams]
+        items = jnp.asarray([[history[-1] for history, _ in row] for row in beams], jnp.int32)
+        cache = extend(params, cache, codes, parents, items, SPACE) if number < 2 else cache
+
+
+def test_a_cache_for_one_item_cannot_go_on(world):
+    merged = SHAPES["merged"]
+    params, zero = random_params(merged), jnp.zeros((1, 1), jnp.int32)
+    cache = prefill(merged, params, world.tables, make_events([[3]], length=2))
+    with pytest.raises(ValueError, match=r"prefill\(..., items=2\)"):
+        merged.extend(params, cache, zero, zero, zero, SPACE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

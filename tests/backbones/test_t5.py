@@ -121,6 +121,26 @@ def test_equals_the_numpy_reference(model, world):
             assert np.all(ours[len(numbers) :] == -1e9)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_softmax_over_the_vocabulary(world, tied):
+    """Log-probabilities of all tokens, of which the level's codes are shown; steps agree."""
+    t5 = dataclasses.replace(BASE, softmax="vocabulary", tied=tied, user_buckets=7)
+    params = random_params(t5)
+    plain = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    whole = np.asarray(forward(t5, params, world.tables, rows_of(HISTORIES, TARGETS)))[:, 0]
+    zeros = jnp.zeros((4, 1), jnp.int32)
+    cache = prefill(t5, params, world.tables, histories_of(HISTORIES))
+    first = np.asarray(first_step(t5, params, cache, zeros, zeros)[0])[:, 0]
+    for row, (history, target) in enumerate(zip(HISTORIES, TARGETS)):
+        expected = reference_logits(t5, plain, SPACE, world.codes, history, target)
+        for level, numbers in enumerate(expected):
+            ours = whole[row, level]
+            np.testing.assert_allclose(ours[: len(numbers)], numbers, atol=1e-5, rtol=1e-5)
+            assert np.all(ours[len(numbers) :] == -1e9)
+            assert np.exp(numbers).sum() < 0.9  # what other tokens have is lost
+    np.testing.assert_allclose(first, whole[:, 0], atol=1e-5)
+
+
 def test_padding_and_other_histories_do_not_matter(model, world):
     t5, params = model
     batch = rows_of(HISTORIES, TARGETS, USERS)

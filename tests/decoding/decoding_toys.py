@@ -60,11 +60,23 @@ class TableModel:
             logits = jnp.where(jnp.arange(self.space.width) < size, logits, FAR)
             return logits, {"state": state, "bias": cache["bias"]}
 
-        return StepFunctions(cache, step, cache["bias"].shape[0])
+        def extend(cache, codes, parents, items):
+            state = jnp.take_along_axis(cache["state"], parents, axis=1)
+            state = mix(state, codes.astype(jnp.uint32) + jnp.uint32(1), jnp)
+            state = mix(state, items.astype(jnp.uint32) + jnp.uint32(1000), jnp)
+            return {"state": state, "bias": cache["bias"]}
 
-    def logits(self, row: int, prefix: tuple[int, ...]) -> np.ndarray:
-        """Reference: the logits after one prefix, float64, codes of the level only."""
+        return StepFunctions(cache, step, cache["bias"].shape[0], extend)
+
+    def logits(self, row: int, prefix: tuple[int, ...], written=()) -> np.ndarray:
+        """Reference: the logits after one prefix, float64, codes of the level only.
+
+        `written` are (item, codes) of the items before it.
+        """
         state = np.array([row], np.uint32)
+        for item, codes in written:
+            for number in (*(code + 1 for code in codes), item + 1000):
+                state = mix(state, np.array([number], np.uint32), np)
         for code in prefix:
             state = mix(state, np.array([code + 1], np.uint32), np)
         logits = hash_logits(state, self.space.width, self.sharpness, np)[0]
@@ -81,9 +93,9 @@ def reference_trie(codes: np.ndarray, live: set[int]) -> dict[tuple[int, ...], s
     return trie
 
 
-def reference_step(model, row: int, prefix, trie, mask: str) -> dict[int, float]:
+def reference_step(model, row: int, prefix, trie, mask: str, written=()) -> dict[int, float]:
     """Log-probability of every legal next code of one prefix."""
-    logits = model.logits(row, prefix)
+    logits = model.logits(row, prefix, written)
     legal = sorted(trie.get(prefix, ()))
     pool = logits[legal] if mask == "before_softmax" else logits
     if not legal:

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from jaxrec.decoding import (
     BeamSearch,
+    DiverseBeams,
     ExactScoring,
     Filters,
     StepFunctions,
     beam_search,
     build_catalogue,
+    score_items,
     shard_catalogue,
 )
 from jaxrec.decoding.beam import chain_start
@@ -296,6 +298,37 @@ def test_a_model_without_any_probability_still_names_items(mask):
         ranked = jax.jit(lambda cat, run=decoder: run(StepFunctions((), step, 1), cat))(catalogue)
         assert ranked.items.tolist() == [[0, 1, 2, -1]]
         assert np.isfinite(ranked.scores[0, :3]).all()
+
+
+@pytest.mark.parametrize("shape", ["uniform", "chain"])
+def test_log_probabilities_are_taken_as_given(shape):
+    """Normalised by the model and taken as given, or normalised by the decoder: one answer."""
+    catalogue, _, model = example(items=40, shape=shape, sizes=(5, 4, 3, 4))
+
+    def normalised(functions):
+        def step(cache, codes, parents, level):
+            logits, cache = functions.step(cache, codes, parents, level)
+            return jax.nn.log_softmax(logits), cache
+
+        return functions._replace(step=step)
+
+    items = jnp.arange(40, dtype=jnp.int32)[None]
+    answers = []
+    for mask in ("after_softmax", "as_given"):
+        decoders = (
+            BeamSearch(9, 12, mask),
+            DiverseBeams(4, 2, 0.5, 12, mask),
+            ExactScoring(12, 8, mask),
+        )
+
+        def answer(functions, catalogue, _, decoders=decoders, mask=mask):
+            functions = normalised(functions) if mask == "as_given" else functions
+            lists = [each(functions, catalogue) for each in decoders]
+            return lists, score_items(functions, catalogue, items, mask=mask)
+
+        answers.append(decode(answer, model, ROWS[:1], catalogue))
+    for one, other in zip(*map(jax.tree.leaves, answers)):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_codes_beyond_a_level_have_no_mass():

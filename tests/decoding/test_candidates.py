@@ -2,12 +2,20 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_toys import decode, example
 
-from jaxrec.decoding import Filters, exact_scores, score_items
+from jaxrec.decoding import (
+    Filters,
+    exact_scores,
+    item_log_probs,
+    sample_items,
+    score_items,
+    stochastic_beams,
+)
 
 ROWS = (3, 17)
 
@@ -39,6 +47,36 @@ def test_equals_the_exact_scores_of_the_catalogue(shape, block, mask):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("draw", [sample_items, stochastic_beams])
+def test_what_was_drawn_has_the_probability_it_was_drawn_with(draw):
+    """`before_softmax` is the sampler's distribution, code by code; `after_softmax` the model's."""
+    catalogue, codes, model = example(items=60)
+    random = np.random.default_rng(0)
+    filters = Filters(jnp.asarray(random.random(60) < 0.5), jnp.asarray([[3, 9], [-1, 5]]))
+
+    def sample(functions, catalogue, filters):
+        return draw(functions, catalogue, filters, key=jax.random.key(0), count=12, temperature=0.7)
+
+    def score(functions, catalogue, given):
+        items, filters = given
+        options = {"temperature": 0.7, "block": 5}
+        trie = item_log_probs(
+            functions, catalogue, items, filters, mask="before_softmax", **options
+        )
+        return trie, item_log_probs(functions, catalogue, items, filters, **options)
+
+    sampled = decode(sample, model, ROWS, catalogue, filters)
+    trie, full = decode(score, model, ROWS, catalogue, (sampled.items, filters))
+    assert sampled.valid.all()
+    np.testing.assert_allclose(trie, sampled.log_probs, atol=2e-5)
+    for row, place in np.ndindex(2, 12):
+        path = codes[int(sampled.items[row, place])]
+        for level, code in enumerate(path.tolist()):
+            logits = model.logits(ROWS[row], tuple(path[:level].tolist())) / 0.7
+            expected = logits[code] - np.logaddexp.reduce(logits)
+            np.testing.assert_allclose(full[row, place, level], expected, atol=2e-5)
+
+
 def test_bad_arguments():
     catalogue, _, model = example()
     functions = model.functions(model.prefill(ROWS))
@@ -46,3 +84,5 @@ def test_bad_arguments():
         score_items(functions, catalogue, jnp.zeros((3, 1), jnp.int32))
     with pytest.raises(ValueError, match="block=0"):
         score_items(functions, catalogue, jnp.zeros((2, 1), jnp.int32), block=0)
+    with pytest.raises(ValueError, match="temperature=0"):
+        item_log_probs(functions, catalogue, jnp.zeros((2, 1), jnp.int32), temperature=0.0)

@@ -37,7 +37,7 @@ from jaxrec.types import TokenSpace
 ROWS = (3, 17)
 
 
-KINDS = ("allowed", "denied", "both", "listed", "all")
+KINDS = ("allowed", "denied", "both", "listed", "all", "domains")
 
 
 def random_filters(rng, items: int, kind: str) -> tuple[Filters, list[set[int]]]:
@@ -49,12 +49,26 @@ def random_filters(rng, items: int, kind: str) -> tuple[Filters, list[set[int]]]
     if kind in ("denied", "both", "all"):
         denied = random_lists(rng, items)
     live = [{i for i in range(items) if allowed[i] and i not in denied[row]} for row in range(2)]
-    filters = Filters(jnp.asarray(allowed), jnp.asarray(denied, jnp.int32))
+    if kind == "domains":
+        return domain_filters(rng, items)
+    filters = Filters(jnp.asarray(allowed), denied=jnp.asarray(denied, jnp.int32))
     if kind not in ("listed", "all"):
         return filters, live
     listed = random_lists(rng, items)
     live = [here & set(row.tolist()) for here, row in zip(live, listed)]
     return dataclasses.replace(filters, listed=jnp.asarray(listed, jnp.int32)), live
+
+
+def domain_filters(rng, items: int) -> tuple[Filters, list[set[int]]]:
+    """Three masks that may overlap, a domain for each request that may not exist, deny-lists."""
+    masks = rng.random((3, items)) < rng.choice([0.0, 0.2, 0.7], (3, 1))
+    domain, denied = rng.integers(-1, 4, 2), random_lists(rng, items)
+    live = [set(), set()]
+    for row in range(2):
+        if 0 <= domain[row] < 3:
+            live[row] = set(np.flatnonzero(masks[domain[row]]).tolist()) - set(denied[row].tolist())
+    lists = jnp.asarray(denied, jnp.int32)
+    return Filters(jnp.asarray(masks), lists, domain=jnp.asarray(domain, jnp.int32)), live
 
 
 def random_lists(rng, items: int) -> np.ndarray:
@@ -110,7 +124,7 @@ def test_narrow_filtered_beams_meet_no_dead_end(kind, mask, seed):
 def test_one_part_alone(kind):
     catalogue, codes, model = example(sizes=(3, 4), items=40)
     both, live = random_filters(np.random.default_rng(1), 40, kind)
-    filters = Filters(both.allowed, None) if kind == "allowed" else Filters(None, both.denied)
+    filters = Filters(both.allowed) if kind == "allowed" else Filters(denied=both.denied)
     for decoder in (BeamSearch(200, 40), ExactScoring(40, 4)):
         ranked = decode(decoder, model, ROWS, catalogue, filters)
         for row in range(2):
@@ -223,3 +237,7 @@ def test_filters_of_another_size_are_refused():
         lists = Filters(**{name: jnp.full((5, 1), -1)})
         with pytest.raises(ValueError, match=f"filters.{name} has 5 rows.*one list per request"):
             decode(BeamSearch(2, 2), model, ROWS, catalogue, lists)
+    masks = jnp.ones((3, catalogue.items), bool)
+    for filters in (Filters(masks), Filters(masks[0], domain=jnp.zeros(2, jnp.int32))):
+        with pytest.raises(ValueError, match=r"give it with masks of shape \[masks, 60\]"):
+            decode(BeamSearch(2, 2), model, ROWS, catalogue, filters)

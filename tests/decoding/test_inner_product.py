@@ -26,14 +26,16 @@ def draw(seed=0):
     return UserItemVectors(jnp.asarray(user), jnp.asarray(item))
 
 
-def reference(vectors, k, allowed=None, denied=None):
+def reference(vectors, k, allowed=None, denied=None, listed=None):
     """Sorts every row by (-score, item) in Python."""
     lists = []
     for row in range(ROWS):
         scores = np.asarray(vectors.user[row]) @ np.asarray(vectors.item).T
         open_to = [
             item for item in range(ITEMS)
-            if (allowed is None or allowed[item]) and (denied is None or item not in denied[row])
+            if (allowed is None or allowed[row][item])
+            and (denied is None or item not in denied[row])
+            and (listed is None or item in listed[row])
         ]  # fmt: skip
         best = sorted(open_to, key=lambda item: (-scores[item], item))[:k]
         lists.append(best + [-1] * (k - len(best)))
@@ -45,13 +47,24 @@ def reference(vectors, k, allowed=None, denied=None):
 def test_equals_sorting_everything(k, block):
     vectors = draw()
     allowed = np.arange(ITEMS) % 5 != 0
+    masks, domain = np.random.default_rng(0).random((2, ITEMS)) < 0.6, np.array([1, 0, 1, 2])
+    by_domain = np.append(masks, np.zeros((1, ITEMS), bool), axis=0)[domain]
+    listed = np.array([[3, 8, 3, 99], [-1, -1, -1, -1], [0, 22, 7, 21], [5, 6, 1, 2]], np.int32)
     denied = np.array([[3, -1, -1], [4, 7, 4], [99, 22, 0], [-1, -1, -1]], np.int32)
     for filters, arguments in (
         (None, {}),
         (Filters(denied=jnp.asarray(denied)), {"denied": denied}),
         (
             Filters(allowed=jnp.asarray(allowed), denied=jnp.asarray(denied)),
-            {"allowed": allowed, "denied": denied},
+            {"allowed": [allowed] * ROWS, "denied": denied},
+        ),
+        (
+            Filters(jnp.asarray(masks), jnp.asarray(denied), domain=jnp.asarray(domain)),
+            {"allowed": by_domain, "denied": denied},
+        ),
+        (
+            Filters(denied=jnp.asarray(denied), listed=jnp.asarray(listed)),
+            {"denied": denied, "listed": listed},
         ),
     ):
         ranked = retrieve(vectors, filters, k=k, block=block)

@@ -53,6 +53,24 @@ def test_equals_the_definition(reduction, smoothing):
     assert weights == weight.sum()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_log_probabilities_are_not_normalised_again(smoothing):
+    """Levels that share their mass with other tokens pay for it: the shift comes back whole."""
+    logits, codes, weight = draw()
+    mass = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    options = {"label_smoothing": smoothing, "level_reduction": "sum"}
+    whole, _ = next_token_loss(logits, codes, weight, **options)
+    shifted, _ = next_token_loss(logits - mass - 0.5, codes, weight, normalised=True, **options)
+    np.testing.assert_allclose(shifted - whole, 0.5 * 3 * weight.sum(), rtol=1e-4)
+    item = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    batch = Events(item, item, item, item, item, weight)
+    for normalised in (True, False):
+        objective = NextToken(smoothing, normalised=normalised)
+        tables = Tables(codes.reshape(10, 3))
+        loss, _, _ = objective(lambda *_: logits - mass, {}, tables, batch, None)
+        np.testing.assert_allclose(loss, whole, rtol=1e-5)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_a_uniform_model_pays_the_logarithm_of_every_size(smoothing):
     logits, codes, _ = draw()
