@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,16 @@ from typing import Any
 
 from jaxrec.files import write_json
 
+QUIET = 0.1
+"""Share of the machine that other processes may take in a round that counts."""
+THREADS = 2
+"""Of each side of a comparison."""
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""As in the Makefile: without it both sides pay page faults for every large array."""
 PACKAGES = ("jaxrec", "jax", "jaxlib", "flax", "optax", "numpy", "polars")
 
 
@@ -59,6 +72,34 @@ def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def run(command: list[str], passive: bool = False) -> dict[str, Any]:
+    """What a process prints as its last line, and how much of the machine others took meanwhile.
+
+    `passive` lets its threads sleep while they wait.
+    """
+    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": str(THREADS)}
+    if passive:
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    start, all_before, own_before = time.perf_counter(), _busy_seconds(), _child_seconds()
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    elapsed = time.perf_counter() - start
+    others = _busy_seconds() - all_before - (_child_seconds() - own_before)
+    share = max(0.0, others / elapsed / (os.cpu_count() or 1))
+    return {**json.loads(result.stdout.splitlines()[-1]), "others": share}
+
+
+def _busy_seconds() -> float:
+    """Processor seconds that the machine has worked since it started."""
+    counts = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    user, nice, system, _, _, interrupt, soft = map(int, counts[:7])
+    return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _child_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def finish(path: Path | None, rows: list[dict[str, Any]], ratios: dict[str, float]) -> None:

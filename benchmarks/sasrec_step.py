@@ -23,25 +23,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import finish, parser
+from common import QUIET, THREADS, finish, parser, run
 
 PEER = Path(__file__).resolve().parent / "peers" / "sasrec_torch.py"
 WARM_UPS = 3
-THREADS = 2
 DROPOUT = 0.5
 LAYERS = 2
-QUIET = 0.1
-"""Share of the machine that other processes may take in a round that counts."""
 SHAPES: dict[str, dict[str, int]] = {
     "128 x 200, width 50": {
         "rows": 128,
@@ -60,12 +54,6 @@ SHAPES: dict[str, dict[str, int]] = {
         "microbatches": 4,
     },
 }
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""As in the Makefile: without it both sides pay page faults for every large array."""
 
 
 def ours(shape: dict[str, int], steps: int) -> dict[str, Any]:
@@ -138,31 +126,6 @@ def ours(shape: dict[str, int], steps: int) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "loss": float(total / weight),
     }
-
-
-def run(command: list[str], passive: bool = False) -> dict[str, Any]:
-    """What a process prints as its last line, and how much of the machine others took meanwhile."""
-    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": str(THREADS)}
-    if passive:
-        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    start, all_before, own_before = time.perf_counter(), _busy_seconds(), _child_seconds()
-    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    elapsed = time.perf_counter() - start
-    others = _busy_seconds() - all_before - (_child_seconds() - own_before)
-    share = max(0.0, others / elapsed / (os.cpu_count() or 1))
-    return {**json.loads(result.stdout.splitlines()[-1]), "others": share}
-
-
-def _busy_seconds() -> float:
-    """Processor seconds that the machine has worked since it started."""
-    counts = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
-    user, nice, system, _, _, interrupt, soft = map(int, counts[:7])
-    return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
-
-
-def _child_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def run_ours(shape: dict[str, int], steps: int, passive: bool = False) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def table_model(logits):
     def step(cache, codes, parents, level):
         return jnp.broadcast_to(logits[level], (*codes.shape, 3)), cache
 
-    return StepFunctions(cache=(), step=step, batch=1), catalogue
+    def extend(cache, codes, parents, items):
+        return cache
+
+    return StepFunctions(cache=(), step=step, batch=1, extend=extend), catalogue
 
 
 def beams(function):
@@ -69,6 +72,11 @@ EXAMPLES = {
         lambda f: lambda z: f(*table_model(z), jnp.array([[3, 0]], jnp.int32)),
         NORMAL,
     ),
+    "item_log_probs": (
+        lambda f: lambda z: f(*table_model(z), jnp.array([[3, 0]], jnp.int32), temperature=0.5),
+        NORMAL,
+    ),
+    "list_beams": (lambda f: lambda z: f(*table_model(z), length=2).scores, NORMAL),
     "sample_items": (
         lambda f: lambda z: f(*table_model(z), key=jax.random.key(0), count=3).log_probs,
         NORMAL,

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jaxrec.decoding.catalogue import Catalogue, code_offset
-from jaxrec.decoding.children import Children, child_at, live_children
-from jaxrec.decoding.expansion import LOWEST, expand_leaves, order_leaves
+from jaxrec.decoding.catalogue import Catalogue, code_offset, whole_blocks
+from jaxrec.decoding.children import Children, live_children
+from jaxrec.decoding.crowd import Crowd, crowd_pays, live_crowd
+from jaxrec.decoding.expansion import expand_leaves, order_leaves
 from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
 from jaxrec.decoding.interface import (
     Level,
@@ -34,7 +35,7 @@ from jaxrec.decoding.interface import (
     check_mask,
     check_positive,
 )
-from jaxrec.decoding.ranking import top_k
+from jaxrec.decoding.ranking import LOWEST, log_mass
 from jaxrec.types import PyTree, Ranked
 
 
@@ -52,32 +53,19 @@ class Beams(NamedTuple):
 
 
 def normaliser(
-    logits: Float[Array, "b w k"], children: Children, mask: Mask
+    logits: Float[Array, "b w k"], children: Children | Crowd, mask: Mask
 ) -> Float[Array, "b w"]:
     """Log of the mass that each beam's codes share: `log p = logits - normaliser`.
 
     0 in the mode `as_given`.
 
     Args:
-        children: of the beams, read by `before_softmax` only. Its rows are b, or 1 where all rows
-            of the batch look at the same nodes.
+        children: of the beams, read by `before_softmax` only.
         mask: see `Mask`.
     """
     if mask == "as_given":
         return jnp.zeros(logits.shape[:2], logits.dtype)
-    if mask == "before_softmax":
-        exists, code = children
-        if code is not None:
-            code = jnp.broadcast_to(code, (*logits.shape[:2], code.shape[-1]))
-        logits = jnp.where(exists, Children(exists, code).pick(logits), -jnp.inf)
-    return log_mass(logits)
-
-
-def log_mass(logits: Float[Array, "*b k"]) -> Float[Array, "*b"]:
-    """Log of the sum of exponentials over the last axis; `LOWEST` where all are -inf."""
-    top = jnp.maximum(jnp.max(logits, axis=-1), LOWEST)
-    mass = jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
-    return jnp.maximum(top + jnp.log(mass), LOWEST)
+    return children.log_mass(logits) if mask == "before_softmax" else log_mass(logits)
 
 
 def advance(
@@ -95,7 +83,10 @@ def advance(
     logits, cache = call_step(
         functions, cache, beams.code, beams.parent, level, catalogue.space.width
     )
-    children = live_children(catalogue, filters, beams.node, level)
+    if crowd_pays(catalogue, level, beams.node.shape[1]):
+        children = live_crowd(catalogue, filters, beams.node, level)
+    else:
+        children = live_children(catalogue, filters, beams.node, level)
     return best_children(catalogue, beams, logits, children, level, width=width, mask=mask), cache
 
 
@@ -103,7 +94,7 @@ def best_children(
     catalogue: Catalogue,
     beams: Beams,
     logits: Float[Array, "b w k"],
-    children: Children,
+    children: Children | Crowd,
     level: int,
     *,
     width: int,
@@ -111,15 +102,7 @@ def best_children(
 ) -> Beams:
     """The best `width` of all children of all beams of a row."""
     shift = beams.score - normaliser(logits, children, mask)
-    total = jnp.maximum(children.pick(logits) + shift[..., None], LOWEST)
-    total = jnp.where(children.exists, total, -jnp.inf)
-    rows, beam_count, places = total.shape
-    score, index = top_k(total.reshape(rows, -1), min(width, beam_count * places))
-    parent, place = index // places, index % places
-    code = place
-    if children.code is not None:
-        code = jnp.take_along_axis(children.code.reshape(rows, -1), index, axis=1)
-    node = child_at(catalogue, level, jnp.take_along_axis(beams.node, parent, axis=1), place)
+    score, parent, node, code = children.best(catalogue, level, beams.node, logits, shift, width)
     return Beams(jnp.where(score > -jnp.inf, node, -1), score, code, parent)
 
 
@@ -141,7 +124,9 @@ def follow_chain(
         functions, cache, beams.code, beams.parent, level, catalogue.space.width
     )
     stay = jnp.broadcast_to(jnp.arange(beams.node.shape[1], dtype=jnp.int32), beams.node.shape)
-    place = code_offset(catalogue, first + 1) + (level - first) * catalogue.shape.nodes[first]
+    place = code_offset(catalogue, first + 1) + (level - first) * whole_blocks(
+        catalogue.shape.nodes[first]
+    )
     code = catalogue.code[place + jnp.maximum(beams.node, 0)].astype(jnp.int32)
     score = beams.score
     if mask != "before_softmax":  # where the one child has all the mass
@@ -226,7 +211,8 @@ def beam_search(
             (beams, cache),
             jnp.arange(chain + 1, catalogue.levels, dtype=jnp.int32),
         )  # fmt: skip
-    leaf, score = order_leaves(catalogue, beams.node, beams.score)
+    selected = chain == catalogue.levels  # the last level was: a chain selects nothing
+    leaf, score = order_leaves(catalogue, beams.node, beams.score, falling=selected)
     return expand_leaves(catalogue, live, leaf, score, k)
 
 

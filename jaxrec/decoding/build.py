@@ -12,9 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.decoding.catalogue import BITS, BLOCK, Catalogue, Kind, Starts, TrieShape
+from jaxrec.decoding.catalogue import (
+    BITS,
+    BLOCK,
+    Catalogue,
+    Kind,
+    Starts,
+    TrieShape,
+    whole_blocks,
+)
 from jaxrec.types import TokenSpace
 
+WIDEST = 4096
+"""Nodes of a depth whose children are counted together: beams that a search may have."""
 NEARLY_FULL = 4
 """A level is laid out `dense` where a node has more than this share of the codes: one in four."""
 
@@ -88,13 +98,19 @@ def shape_for(codes: np.ndarray, space: TokenSpace, *, room: float = 0.25) -> Tr
     item = sort_codes(codes, space, None)
     levels, group = _levels_of(codes if item is None else codes[item])
     found = _found_shape(levels, group, space)
-    nodes, kinds, fanout = [1], [], []
+    nodes, kinds, fanout, crowd = [1], [], [], []
     for depth, size in enumerate(space.sizes):
         nodes.append(min(nodes[-1] * size, int(found.nodes[depth + 1] * (1 + room)) + 1))
         fanout.append(min(size, int(found.fanout[depth] * (1 + room)) + 1))
         kinds.append("dense" if found.kinds[depth] in ("dense", "full") else "slots")
+        crowd.append(
+            tuple(
+                int(sum_ * (1 + room)) + (1 << power)
+                for power, sum_ in enumerate(found.crowd[depth])
+            )
+        )
     biggest = int(found.max_group * (1 + room))
-    return TrieShape(tuple(nodes), tuple(kinds), tuple(fanout), biggest)
+    return TrieShape(tuple(nodes), tuple(kinds), tuple(fanout), biggest, tuple(crowd))
 
 
 def sort_codes(codes: np.ndarray, space: TokenSpace, order: np.ndarray | None) -> np.ndarray | None:
@@ -150,14 +166,28 @@ def _levels_of(codes: np.ndarray) -> tuple[list[_Level], np.ndarray]:
 
 def _found_shape(levels: list[_Level], group: np.ndarray, space: TokenSpace) -> TrieShape:
     """The tightest shape, each level in the layout that suits it."""
-    nodes, kinds, fanout = [1], [], []
+    nodes, kinds, crowd = [1], [], []
     for level, size in zip(levels, space.sizes):
         above, below = len(level.first) - 1, len(level.code)
-        most = int(np.diff(level.first).max())
+        crowd.append(_crowd(level, above))
         nodes.append(below)
-        fanout.append(most)
-        kinds.append(_kind(above, below, most, size))
-    return TrieShape(tuple(nodes), tuple(kinds), tuple(fanout), int(np.diff(group).max()))
+        kinds.append(_kind(above, below, crowd[-1][0], size))
+    fanout = tuple(sums[0] for sums in crowd)
+    most = int(np.diff(group).max())
+    return TrieShape(tuple(nodes), tuple(kinds), fanout, most, tuple(crowd))
+
+
+def _crowd(level: _Level, above: int) -> tuple[int, ...]:
+    """Children of the 1, 2, 4 .. widest nodes together."""
+    wanted = [1 << power for power in range(min(above, WIDEST).bit_length())]
+    if len(level.code) == above:
+        return tuple(wanted)  # everybody has one
+    nodes = np.bincount(np.diff(level.first))[::-1]  # by number of children, most first
+    children = np.arange(len(nodes))[::-1]
+    nodes_so_far, sums = np.cumsum(nodes), np.cumsum(nodes * children)
+    last = np.searchsorted(nodes_so_far, wanted)
+    surplus = nodes_so_far[last] - wanted
+    return tuple((sums[last] - surplus * children[last]).tolist())
 
 
 def _kind(above: int, below: int, most: int, size: int) -> Kind:
@@ -187,7 +217,7 @@ def _lay_out(
     for depth, level in enumerate(levels):
         kind, above, below = shape.kinds[depth], shape.nodes[depth], shape.nodes[depth + 1]
         if kind != "full":
-            codes.append(_padded(level.code.astype(code), below, 0))
+            codes.append(_padded(level.code.astype(code), whole_blocks(below), 0))
         stored = kind in ("dense", "slots")
         first.append(_starts(level.first, above, shape.fanout[depth]) if stored else None)
         bits.append(_bits(level, above, space.sizes[depth]) if kind == "dense" else None)
@@ -245,6 +275,10 @@ def _check_room(found: TrieShape, shape: TrieShape, space: TokenSpace) -> None:
             now == (above, below) and below == above * (1 if kind == "chain" else size)
         )
         fits = now[0] <= above and now[1] <= below and found.fanout[depth] <= shape.fanout[depth]
+        fits &= all(
+            sum_ <= shape.most_children(depth, 1 << power)
+            for power, sum_ in enumerate(found.crowd[depth])
+        )
         if not (whole and fits):
             raise ValueError(
                 f"the catalogue has {now[1]} prefixes of {depth + 1} codes and up to "

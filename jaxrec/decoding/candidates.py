@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int32
 from jaxrec.decoding.beam import normaliser
 from jaxrec.decoding.catalogue import Catalogue, ancestor_of, code_of, leaf_of
 from jaxrec.decoding.children import live_children
-from jaxrec.decoding.expansion import LOWEST
 from jaxrec.decoding.filters import Filters, PreparedFilters, live_before, prepare_filters
 from jaxrec.decoding.interface import (
     Mask,
@@ -25,6 +24,7 @@ from jaxrec.decoding.interface import (
     check_positive,
     check_temperature,
 )
+from jaxrec.decoding.ranking import LOWEST
 
 
 def score_items(

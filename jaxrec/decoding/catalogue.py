@@ -36,7 +36,7 @@ Kind = Literal["chain", "full", "dense", "slots"]
 BITS = 32
 """Codes of a word in `Catalogue.bits`."""
 BLOCK = 32
-"""Nodes that share a 32-bit base in `Starts`."""
+"""Nodes that share a 32-bit base in `Starts`, and codes that are read together."""
 
 
 class Starts(NamedTuple):
@@ -67,6 +67,21 @@ class TrieShape:
     """Most children that a node of each depth has, leaves excluded."""
     max_group: int
     """Most items that one leaf has; 1 when all semantic IDs are unique."""
+    crowd: tuple[tuple[int, ...], ...] = ()
+    """Per depth, leaves excluded: most children that 1, 2, 4, 8 .. nodes have together. Where a few
+    nodes have most of the children (popular prefixes), far fewer than `fanout` of each. Empty where
+    nobody has counted."""
+
+    def most_children(self, depth: int, nodes: int) -> int:
+        """A bound on the children of some different nodes of a depth."""
+        bound = min(nodes, self.nodes[depth]) * self.fanout[depth]
+        if not self.crowd:
+            return bound
+        sums = self.crowd[depth]
+        last = min(max(nodes, 1).bit_length() - 1, len(sums) - 1)
+        # The next nodes have no more than the average of those counted last.
+        steps = (sums[last] - sums[last - 1], 1 << (last - 1)) if last else (sums[0], 1)
+        return min(bound, sums[last] + -(-(nodes - (1 << last)) * steps[0] // steps[1]))
 
 
 @no_type_check  # tree operations put shapes and shardings where the arrays were
@@ -87,7 +102,8 @@ class Catalogue:
     row: Int32[Array, " n"] | None
     """Row of each item, the inverse of `item`; n for items that are not there."""
     code: Integer[Array, " stored"]
-    """Last code of the nodes of every depth below one that is not `full`, unsigned."""
+    """Last code of the nodes of every depth below one that is not `full`, unsigned; every depth is
+    filled up to a multiple of `BLOCK`."""
     first: tuple[Starts | None, ...]
     """First child of each node, and one number more; per depth, for `dense` and `slots`."""
     bits: tuple[UInt32[Array, "nodes words"] | None, ...]
@@ -135,9 +151,15 @@ def code_of(catalogue: Catalogue, depth: int, node: Int32[Array, " ..."]) -> Int
 
 
 def code_offset(catalogue: Catalogue, depth: int) -> int:
-    """Place of the codes of a depth in `Catalogue.code`."""
+    """Place of the codes of a depth in `Catalogue.code`: a multiple of `BLOCK`."""
     shape = catalogue.shape
-    return sum(shape.nodes[above] for above in range(1, depth) if shape.kinds[above - 1] != "full")
+    kept = [above for above in range(1, depth) if shape.kinds[above - 1] != "full"]
+    return sum(whole_blocks(shape.nodes[above]) for above in kept)
+
+
+def whole_blocks(count: int) -> int:
+    """The next multiple of `BLOCK`."""
+    return -(-count // BLOCK) * BLOCK
 
 
 def first_child(
@@ -217,7 +239,7 @@ def shard_catalogue(
         if table.size * table.dtype.itemsize < smallest:
             return jax.device_put(table, NamedSharding(mesh, PartitionSpec()))
         # What is filled up is never looked at: places of nodes and items do not change.
-        missing = -table.shape[0] % parts
+        missing = -table.shape[0] % (parts * BLOCK)
         table = jnp.pad(table, ((0, missing), *((0, 0),) * (table.ndim - 1)))
         return jax.device_put(table, NamedSharding(mesh, PartitionSpec(axis)))
 

@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from jaxrec.decoding.catalogue import BITS, Catalogue, code_of, first_child
 from jaxrec.decoding.filters import Nodes, PreparedFilters, mark
+from jaxrec.decoding.ranking import LOWEST, log_mass, take, top_k_of_blocks
+
+FEW = 1 << 14
+"""Numbers that one thread looks up sooner than two."""
 
 
 class Children(NamedTuple):
@@ -24,12 +28,61 @@ class Children(NamedTuple):
     """Whether there is a child that has an item to give."""
     code: Int32[Array, "b w c"] | None
     """Code of each place; None where the place is the code."""
+    first: Int32[Array, "b w"] | None = None
+    """Node at the first place, where places are the children one after another."""
 
     def pick(self, values: Float[Array, "b w k"]) -> Float[Array, "b w c"]:
         """Values by code at the places."""
         if self.code is None:
             return values[..., : self.exists.shape[-1]]
-        return jnp.take_along_axis(values, self.code, axis=-1)
+        return jnp.take_along_axis(values, self.code, axis=-1, mode="promise_in_bounds")
+
+    def log_mass(self, logits: Float[Array, "b w k"]) -> Float[Array, "b w"]:
+        """Log of the mass of the children of each beam.
+
+        The rows of the children are b, or 1 where all rows of the batch look at the same nodes.
+        """
+        code = self.code
+        if code is not None:
+            code = jnp.broadcast_to(code, (*logits.shape[:2], code.shape[-1]))
+        scores = self._replace(code=code).pick(logits)
+        return log_mass(jnp.where(self.exists, scores, -jnp.inf))
+
+    def best(
+        self,
+        catalogue: Catalogue,
+        level: int,
+        node: Int32[Array, "b w"],
+        logits: Float[Array, "b w k"],
+        shift: Float[Array, "b w"],
+        k: int,
+    ) -> Chosen:
+        """The k children of largest `logit + shift` of all beams of a row."""
+        rows, beams, places = self.exists.shape
+        total = jnp.maximum(self.pick(logits) + shift[..., None], LOWEST)
+        total = jnp.where(self.exists, total, -jnp.inf)
+        block = BITS if places % BITS == 0 else places
+        score, index = top_k_of_blocks(total.reshape(rows, -1, block), min(k, beams * places))
+        parent, place = index // places, index % places
+        code = place if self.code is None else take(self.code.reshape(rows, -1), index)
+        if self.first is None:
+            child = child_at(catalogue, level, take(node, parent), place)
+        else:
+            child = take(self.first, parent) + place
+        return Chosen(score, parent, child, code)
+
+
+class Chosen(NamedTuple):
+    """Children that go on, best first."""
+
+    score: Float[Array, "b k"]
+    """-inf where there is no child; what else is said of it means nothing."""
+    parent: Int32[Array, "b k"]
+    """Beam that each is a child of."""
+    child: Int32[Array, "b k"]
+    """Its node."""
+    code: Int32[Array, "b k"]
+    """Its last code."""
 
 
 def live_children(
@@ -76,12 +129,12 @@ def child_at(
     kind = catalogue.shape.kinds[level]
     if kind == "chain":
         return node
-    first = first_child(catalogue, level, node)
+    first = look_up(first_child(catalogue, level, node))
     if kind != "dense":
         return first + place
     bits = catalogue.bits[level]
     assert bits is not None
-    words, word = bits[node], jnp.arange(bits.shape[1]) * BITS
+    words, word = look_up(bits[node]), jnp.arange(bits.shape[1]) * BITS
     # As many low bits of each word as there are codes before the place.
     before = jnp.clip(place[..., None] - word, 0, BITS)
     ones = jnp.where(before == BITS, jnp.uint32(2**BITS - 1), (1 << before.astype(jnp.uint32)) - 1)
@@ -92,16 +145,48 @@ def child_at(
 def _slots(
     catalogue: Catalogue, filters: PreparedFilters, node: Int32[Array, "b w"], level: int
 ) -> Children:
-    # Both bounds in one lookup: in small batches it is the number of lookups that takes time.
-    bounds = first_child(catalogue, level, node[..., None] + jnp.arange(2, dtype=jnp.int32))
-    child = bounds[..., :1] + jnp.arange(catalogue.shape.fanout[level], dtype=jnp.int32)
-    exists = child < bounds[..., 1:]
+    first, last = child_range(catalogue, level, node)
+    child = first[..., None] + jnp.arange(catalogue.shape.fanout[level], dtype=jnp.int32)
+    exists = child < last[..., None]
     child = jnp.where(exists, child, 0)
     if filters.open is not None:
         is_open = filters.open[level]
         assert is_open is not None
         exists &= filters.of_mask(is_open, child)
-    return Children(exists, code_of(catalogue, level + 1, child))
+    return Children(exists, look_up(code_of(catalogue, level + 1, child)), first)
+
+
+def child_range(
+    catalogue: Catalogue, level: int, node: Int32[Array, "b w"]
+) -> tuple[Int32[Array, "b w"], Int32[Array, "b w"]]:
+    """First child of each node, and one past its last."""
+    pair = node[..., None] + jnp.arange(2, dtype=jnp.int32)
+    bounds = look_up(first_child(catalogue, level, pair))
+    return bounds[..., 0], bounds[..., 1]
+
+
+def look_up(found: Integer[Array, "b *q"]) -> Integer[Array, "b *q"]:
+    """What was found in the tables of the catalogue, as an array of its own.
+
+    XLA would look it up again wherever it is used. On CPU it also takes every loop that reads a
+    large table for a long one and wakes a second thread to share it, which costs more than all else
+    that a step of a few beams does; only a loop that writes into an array that is there already is
+    left alone. So a few numbers are written into one, a place wider than need be: what fills an
+    array whole is an array of its own again.
+    """
+    if not isinstance(found.size, int) or found.size > FEW:
+        return jax.lax.optimization_barrier(found)
+    return jax.lax.platform_dependent(
+        found, cpu=_write_in_place, default=jax.lax.optimization_barrier
+    )
+
+
+def _write_in_place(found: Array) -> Array:
+    shape = (*found.shape[:-1], found.shape[-1] + 1)
+    room, start = jax.lax.optimization_barrier((jnp.zeros(shape, found.dtype), jnp.int32(0)))
+    origin = (*(0,) * (found.ndim - 1), start)
+    whole = jax.lax.optimization_barrier(jax.lax.dynamic_update_slice(room, found, origin))
+    return whole[..., : found.shape[-1]]
 
 
 def _codes_that_follow(
@@ -110,9 +195,9 @@ def _codes_that_follow(
     size = catalogue.space.sizes[level]
     bits = catalogue.bits[level]
     if filters.bits is not None and (masks := filters.bits[level]) is not None:
-        words = filters.of_mask(masks, node)
+        words = look_up(filters.of_mask(masks, node))
     elif bits is not None:
-        words = bits[node]
+        words = look_up(bits[node])
     else:
         return jnp.ones((*node.shape, size), bool)
     spread = words[..., None] >> jnp.arange(BITS, dtype=jnp.uint32)

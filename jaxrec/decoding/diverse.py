@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int32
 from jaxrec.decoding.beam import Beams, normaliser
 from jaxrec.decoding.catalogue import Catalogue
 from jaxrec.decoding.children import Children, child_at, live_children
-from jaxrec.decoding.expansion import LOWEST, expand_leaves, order_leaves
+from jaxrec.decoding.expansion import expand_leaves, order_leaves
 from jaxrec.decoding.filters import Filters, PreparedFilters, prepare_filters
 from jaxrec.decoding.interface import (
     Mask,
@@ -26,7 +26,7 @@ from jaxrec.decoding.interface import (
     check_mask,
     check_positive,
 )
-from jaxrec.decoding.ranking import top_k
+from jaxrec.decoding.ranking import LOWEST, top_k
 from jaxrec.types import Ranked
 
 

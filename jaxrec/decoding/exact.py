@@ -25,7 +25,7 @@ from jaxrec.decoding.catalogue import (
     parent_of,
 )
 from jaxrec.decoding.children import live_children
-from jaxrec.decoding.expansion import LOWEST, expand_leaves
+from jaxrec.decoding.expansion import expand_leaves
 from jaxrec.decoding.filters import (
     Filters,
     PreparedFilters,
@@ -34,7 +34,7 @@ from jaxrec.decoding.filters import (
     prepare_filters,
 )
 from jaxrec.decoding.interface import Mask, StepFunctions, call_step, check_mask, check_positive
-from jaxrec.decoding.ranking import top_k
+from jaxrec.decoding.ranking import LOWEST, top_k
 from jaxrec.types import PyTree, Ranked
 
 

@@ -12,10 +12,8 @@ from jaxtyping import Array, Float, Int32
 
 from jaxrec.decoding.catalogue import Catalogue, first_row
 from jaxrec.decoding.filters import PreparedFilters, live_before
+from jaxrec.decoding.ranking import on_one_device
 from jaxrec.types import Ranked
-
-LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Score of an item that the model gives no probability at all: still an item, still above none."""
 
 
 def expand_leaves(
@@ -73,15 +71,32 @@ def _one_each(
 
 
 def order_leaves(
-    catalogue: Catalogue, leaf: Int32[Array, "b w"], score: Float[Array, "b w"]
+    catalogue: Catalogue,
+    leaf: Int32[Array, "b w"],
+    score: Float[Array, "b w"],
+    *,
+    falling: bool = False,
 ) -> tuple[Int32[Array, "b w"], Float[Array, "b w"]]:
     """Sorts leaves by score, best first; equal scores by the id of the leaf's first item.
 
     The first item is that of the catalogue, filtered or not, so filters never reorder a list.
+
+    Args:
+        leaf: leaves, -1 where there is none.
+        score: their scores.
+        falling: the scores are in order. A sort costs as much as a level of the search, so it is
+            done only where two of them are equal (on one device: several would have to agree).
     """
-    first = catalogue.item_at(first_row(catalogue, jnp.maximum(leaf, 0)))
-    falling, _, leaf = jax.lax.sort((-score, first, leaf), dimension=1, num_keys=2)
-    return leaf, -falling
+
+    def by_item(leaf: Array, score: Array) -> tuple[Array, Array]:
+        first = catalogue.item_at(first_row(catalogue, jnp.maximum(leaf, 0)))
+        falling, _, leaf = jax.lax.sort((-score, first, leaf), dimension=1, num_keys=2)
+        return leaf, -falling
+
+    if not (falling and on_one_device()):
+        return by_item(leaf, score)
+    tied = (score[:, 1:] == score[:, :-1]) & (leaf[:, 1:] >= 0)
+    return jax.lax.cond(tied.any(), by_item, lambda *same: same, leaf, score)
 
 
 def nth_live_row(

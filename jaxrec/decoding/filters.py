@@ -23,7 +23,9 @@ from functools import partial
 from typing import NamedTuple, no_type_check
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int32, Shaped, UInt32
 
 from jaxrec.decoding.catalogue import (
@@ -136,12 +138,20 @@ def prepare_filters(
         batch: rows of the batch, which a deny-list must have.
 
     Raises:
-        ValueError: the mask or the deny-list does not fit the catalogue or the batch.
+        ValueError: the masks or lists do not fit the catalogue or the batch; or, outside `jit`,
+            where numbers can be looked at, they leave a request nothing. Inside, such a request
+            gets an answer without valid items.
     """
     if isinstance(filters, PreparedFilters):
         return filters
     if filters is None:
         return PreparedFilters()
+    prepared = _lay(catalogue, filters, batch)
+    _check_something_left(catalogue, prepared, batch)
+    return prepared
+
+
+def _lay(catalogue: Catalogue, filters: Filters, batch: Rows) -> PreparedFilters:
     check_filters(filters, batch, catalogue.items)
     if filters.listed is not None:
         rows = _rows_of(catalogue, filters.listed, filters)
@@ -338,6 +348,21 @@ def _each_once(values: Int32[Array, "b m"], last: int) -> Int32[Array, "b m"]:
     values = jnp.sort(values, axis=1)
     repeated = jnp.zeros_like(values, bool).at[:, 1:].set(values[:, 1:] == values[:, :-1])
     return jnp.sort(jnp.where(repeated, last, values), axis=1)
+
+
+def _check_something_left(catalogue: Catalogue, filters: PreparedFilters, batch: Rows) -> None:
+    """Refuses, where the numbers are known, filters that leave a request nothing."""
+    parts = jax.tree.leaves(filters)
+    if not parts or any(isinstance(part, jax.core.Tracer) for part in parts):
+        return
+    end = jnp.full((batch, 1), catalogue.items, jnp.int32)
+    empty = np.flatnonzero(np.asarray(live_before(filters, end)[:, 0]) == 0)
+    if len(empty):
+        raise ValueError(
+            f"the filters leave {len(empty)} of {batch} requests nothing, first request "
+            f"{empty[0]}: none of the {catalogue.items} items is allowed, listed and not denied. "
+            "Widen them, or leave the request out."
+        )
 
 
 def check_filters(filters: Filters, batch: Rows, items: int) -> None:

@@ -190,7 +190,7 @@ class _Search:
     ) -> Children:
         own = self._own(filters, source, count)
         found = live_children(self.catalogue, own, node.reshape(-1, 1), level)
-        return jax.tree.map(lambda part: part.reshape(*node.shape, -1), found)
+        return jax.tree.map(lambda part: part.reshape(*node.shape, *part.shape[2:]), found)
 
     def _item(
         self,

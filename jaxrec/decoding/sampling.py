@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from jaxrec.decoding.beam import Beams, log_mass
+from jaxrec.decoding.beam import Beams
 from jaxrec.decoding.catalogue import Catalogue, code_of, first_row
 from jaxrec.decoding.children import Children, child_at, live_children
-from jaxrec.decoding.expansion import LOWEST, nth_live_row
+from jaxrec.decoding.expansion import nth_live_row
 from jaxrec.decoding.filters import Filters, PreparedFilters, live_before, prepare_filters
 from jaxrec.decoding.interface import (
     StepFunctions,
@@ -31,6 +31,7 @@ from jaxrec.decoding.interface import (
     check_positive,
     check_temperature,
 )
+from jaxrec.decoding.ranking import LOWEST, log_mass
 from jaxrec.decoding.ranking import top_k as best_of
 from jaxrec.types import PyTree, Ranked
 

@@ -223,6 +223,22 @@ def test_nothing_allowed_gives_nothing():
         assert (decode(exact_scores, model, ROWS, catalogue, filters) == -jnp.inf).all()
 
 
+def test_filters_that_leave_nothing_are_refused_where_they_can_be_read():
+    catalogue, _, model = example(sizes=(3, 4))
+    functions = model.functions(model.prefill(ROWS))
+    everyone = jnp.arange(catalogue.items, dtype=jnp.int32)
+    half = jnp.stack([everyone, jnp.full_like(everyone, -1)])
+    for filters in (
+        Filters(jnp.zeros(catalogue.items, bool)),
+        Filters(denied=half),
+        Filters(listed=half[::-1]),
+        Filters(jnp.ones((2, catalogue.items), bool), domain=jnp.array([2, 0])),
+    ):
+        count = 2 if filters.domain is None and filters.allowed is not None else 1
+        with pytest.raises(ValueError, match=rf"leave {count} of 2 requests nothing.* request 0:"):
+            BeamSearch(2, 2)(functions, catalogue, filters)
+
+
 def test_an_empty_deny_list_costs_nothing():
     catalogue, _, _ = example()
     prepared = prepare_filters(catalogue, Filters(denied=jnp.zeros((2, 0), jnp.int32)), 2)
