@@ -149,10 +149,42 @@ def unscaled_attention(
     scores = jnp.einsum("bqhd,bthd->bhqt", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
+    shares = _masked_softmax(scores, mask)
+    return jnp.einsum("bhqt,bthd->bqhd", drop(shares, kept, rate).astype(v.dtype), v)
+
+
+def history_attention(
+    q: Float[Array, "b w h d"],
+    keys: Float[Array, "b h d t"],
+    values: Float[Array, "b h t d"],
+    *,
+    mask: Bool[Array, "#b 1 1 t"],
+) -> Float[Array, "b w h d"]:
+    """One query a beam over a history that the beams share, unscaled as in T5.
+
+    The same as `unscaled_attention`, of keys and values that lie as the products read them: they
+    are made once and read at every step, where turning them would take as long as the products. So
+    would products whose result is turned on the way; queries and mixtures are turned by themselves.
+
+    Args:
+        q: the newest token of each beam.
+        keys: keys of the history.
+        values: its values.
+        mask: True at the keys that exist.
+    """
+    q = jax.lax.optimization_barrier(jnp.swapaxes(q, 1, 2))
+    scores = jnp.einsum("bhwd,bhdt->bhwt", q, keys, preferred_element_type=jnp.float32)
+    shares = _masked_softmax(scores, mask).astype(values.dtype)
+    mixed = jax.lax.optimization_barrier(jnp.einsum("bhwt,bhtd->bhwd", shares, values))
+    return jnp.swapaxes(mixed, 1, 2)
+
+
+def _masked_softmax(
+    scores: Float[Array, "b h q t"], mask: Bool[Array, "#b 1 #q t"]
+) -> Float[Array, "b h q t"]:
     shares = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
     # Once more, so that a query without any key gets 0; for the others it changes nothing.
-    shares = jnp.where(mask, shares, 0.0)
-    return jnp.einsum("bhqt,bthd->bqhd", drop(shares, kept, rate).astype(v.dtype), v)
+    return jnp.where(mask, shares, 0.0)
 
 
 def slot_attention(
@@ -172,10 +204,9 @@ def slot_attention(
         mask: True at the slots that are filled, at least one.
         bias: added to the scores.
     """
-    # Products and sums, no matrix products: thousands of tiny ones are slow everywhere.
-    scores = jnp.sum((q[:, :, None] * keys).astype(jnp.float32), axis=-1) + bias.T
-    shares = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=2)
-    return jnp.sum(shares[..., None].astype(values.dtype) * values, axis=2)
+    scores = jnp.einsum("bwhd,bwshd->bwhs", q, keys, preferred_element_type=jnp.float32) + bias
+    shares = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(values.dtype)
+    return jnp.einsum("bwhs,bwshd->bwhd", shares, values)
 
 
 def _check_heads(heads: int, kv_heads: int) -> None:

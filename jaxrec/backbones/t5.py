@@ -27,7 +27,15 @@ from jaxtyping import Array, Bool, Float, Int32
 from jaxrec.backbones import cost
 from jaxrec.backbones.heads import codes_exist, level_logits
 from jaxrec.backbones.layers import apply_module, logical_axes, normal, project, unbox
-from jaxrec.backbones.t5_layers import Decoder, Encoder, KeyValues, T5Shape
+from jaxrec.backbones.t5_layers import (
+    Decoder,
+    Encoder,
+    History,
+    KeyValues,
+    T5Shape,
+    turn_history,
+    write_token,
+)
 from jaxrec.types import SPECIAL_TOKENS, Events, PyTree, Tables, TokenSpace
 
 BOS = SPECIAL_TOKENS.index("BOS")
@@ -37,12 +45,12 @@ SOFTMAXES = ("level", "vocabulary")
 class T5Cache(NamedTuple):
     """What `step` needs."""
 
-    history: KeyValues
-    """Cross-attention's keys and values `[layers b s h d]`, shared by all beams of a row."""
+    history: tuple[History, ...]
+    """Cross-attention's keys and values of every layer, shared by all beams of a row."""
     exists: Bool[Array, "b s"]
     """Which of them exist."""
-    slots: KeyValues
-    """Self-attention's keys and values of what each beam wrote, `[layers b w l h d]`."""
+    slots: tuple[KeyValues, ...]
+    """Self-attention's keys and values of what each beam wrote, `[b w l h d]`, of every layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +211,7 @@ class T5:
         written = (target + jnp.asarray(space.offsets, target.dtype))[:, :-1]
         start = jnp.full((item.shape[0], 1), BOS, written.dtype)
         x = self._vectors(params, jnp.concatenate([start, written], axis=1))
-        x, _ = apply_module(
+        x = apply_module(
             Decoder(self.decoder), params["decoder"], x, states, exists, keys=decoder_keys
         )
         logits = self._logits(params, jnp.swapaxes(x, 0, 1)[:, :, None], space)
@@ -226,14 +234,13 @@ class T5:
             user = jnp.max(jnp.where(exists, batch.user, -1), axis=1)
         states, exists = self._read(params, tables, item, exists, user, space)
         kernels = params["decoder"]["blocks"]["cross_attention"]
-        history = jax.lax.map(
-            lambda pair: KeyValues(*(project(states, kernel) for kernel in pair)),
-            (kernels["key"], kernels["value"]),
+        history = tuple(
+            turn_history(project(states, keys), project(states, values))
+            for keys, values in zip(kernels["key"], kernels["value"])
         )
-        shape = self.decoder
-        slots = (shape.layers, states.shape[0], 1, space.levels, shape.heads, shape.head_size)
-        empty = jnp.zeros(slots, states.dtype)
-        return T5Cache(history, exists, KeyValues(empty, empty))
+        shape = (states.shape[0], 1, space.levels, self.heads, self.head_size)
+        empty = jnp.zeros(shape, states.dtype)
+        return T5Cache(history, exists, (KeyValues(empty, empty),) * self.decoder.layers)
 
     def step(
         self,
@@ -261,16 +268,15 @@ class T5:
             tokens = jnp.full_like(codes, BOS)
         else:
             tokens = jnp.asarray(space.offsets, codes.dtype)[level - 1] + codes
-        pick = parents[None, :, :, None, None, None]
-        slots = KeyValues(*(jnp.take_along_axis(each, pick, axis=2) for each in cache.slots))
-        x, slots = apply_module(
-            Decoder(self.decoder),
+        x, slots = write_token(
+            self.decoder,
             params["decoder"],
             self._vectors(params, tokens),
             cache.history,
             cache.exists,
-            slots,
+            cache.slots,
             level,
+            parents,
         )
         return self._logits(params, x, space, level), cache._replace(slots=slots)
 

@@ -10,17 +10,23 @@ scores and softmax are float32. Names given here are the schema of checkpoints.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from jaxrec import parallel
-from jaxrec.backbones.attention import slot_attention, unscaled_attention
+from jaxrec.backbones.attention import (
+    history_attention,
+    slot_attention,
+    unscaled_attention,
+)
 from jaxrec.backbones.dropout import draw_kept, drop
-from jaxrec.backbones.layers import DTYPES, RMSNorm, normal, project
+from jaxrec.backbones.layers import DTYPES, RMSNorm, apply_module, normal, project
+from jaxrec.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +86,27 @@ class Seen(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one layer, or, with a leading axis, of all layers."""
+    """Keys and values of one layer: of the tokens that each beam wrote, `[b w s h d]`, or of the
+    newest one, `[b w h d]`."""
 
     keys: Array
-    """`[b t h d]`; of the tokens that each beam wrote, `[b w s h d]`."""
     values: Array
+
+
+class History(NamedTuple):
+    """Keys and values of one layer that all beams of a row read at every step, as
+    `history_attention` wants them."""
+
+    keys: Array
+    """`[b h d t]`."""
+    values: Array
+    """`[b h t d]`."""
+
+
+def turn_history(keys: Float[Array, "b t h d"], values: Float[Array, "b t h d"]) -> History:
+    """A history as `history_attention` wants it. Turned by itself: see there."""
+    keys, values = jax.lax.optimization_barrier((keys, values))
+    return History(jnp.transpose(keys, (0, 2, 3, 1)), jnp.transpose(values, (0, 2, 1, 3)))
 
 
 class BeamSlots(NamedTuple):
@@ -92,6 +114,8 @@ class BeamSlots(NamedTuple):
 
     slot: Array | int
     """Slot that the newest token takes; the slots up to it are filled."""
+    parents: Array
+    """Beam of before that each beam continues, `[b w]`."""
     bias: Array
     """Bias of every slot, `[h s]`, float32."""
 
@@ -151,7 +175,8 @@ class Attention(nn.Module):
 
     Args of `__call__`:
         x: queries' states, `[b q d]`; with slots, one token a beam, `[b w d]`.
-        source: states `[b t d]` that keys and values are made of, or keys and values made before.
+        source: states `[b t d]` that keys and values are made of, or those of a history, made
+            before.
         seen: the pairs; with slots, how beams see their own tokens.
         slots: what the beams wrote before.
         key: for dropout of the probabilities; None switches it off.
@@ -166,7 +191,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Array,
-        source: Array | KeyValues,
+        source: Array | History,
         seen: Seen | BeamSlots,
         slots: KeyValues | None = None,
         key: Array | None = None,
@@ -183,16 +208,20 @@ class Attention(nn.Module):
             (cfg.heads, cfg.head_size, cfg.width),
         )
         q = project(x, query)
-        if isinstance(source, KeyValues):
-            k, v = source
+        if isinstance(source, History):
+            assert isinstance(seen, Seen), "a history is read whole"
+            mixed = history_attention(q, *source, mask=seen.mask)
+        elif isinstance(seen, BeamSlots):
+            assert slots is not None, "beams attend to slots"
+            newest = KeyValues(project(source, to_keys), project(source, to_values))
+            own = fill_slots(slots, newest, seen)
+            count = own.keys.shape[2]
+            filled = jnp.arange(count) <= seen.slot
+            mixed = slot_attention(q, *own, mask=filled, bias=seen.bias[:, :count])
+            room = ((0, 0), (0, 0), (0, seen.bias.shape[1] - count), (0, 0), (0, 0))
+            slots = KeyValues(*(jnp.pad(each, room) for each in own))
         else:
             k, v = project(source, to_keys), project(source, to_values)
-        if isinstance(seen, BeamSlots):
-            assert slots is not None, "beams attend to slots"
-            slots = fill_slots(slots, KeyValues(k, v), seen.slot)
-            filled = jnp.arange(slots.keys.shape[2]) <= seen.slot
-            mixed = slot_attention(q, *slots, mask=filled, bias=seen.bias)
-        else:
             pairs = (x.shape[0], cfg.heads, x.shape[1], k.shape[1])
             kept = None if key is None else draw_kept(key, pairs, cfg.dropout)
             mixed = unscaled_attention(
@@ -201,15 +230,24 @@ class Attention(nn.Module):
         return project(mixed.reshape(*x.shape[:2], -1), output.reshape(-1, cfg.width)), slots
 
 
-def fill_slots(slots: KeyValues, newest: KeyValues, slot: Array | int) -> KeyValues:
-    """Writes each beam's newest key and value, `[b w h d]`, into a slot."""
-    start = (0, 0, slot, 0, 0)
-    return KeyValues(
-        *(
-            jax.lax.dynamic_update_slice(old, new[:, :, None], start)
-            for old, new in zip(slots, newest)
-        )
-    )
+def fill_slots(slots: KeyValues, newest: KeyValues, seen: BeamSlots) -> KeyValues:
+    """The slots of the beams' parents, with their own newest key and value, `[b w h d]`.
+
+    Only those up to the newest, where its slot is known while the program is made: what is never
+    read need not be reordered.
+    """
+    slot, pick = seen.slot, seen.parents[:, :, None, None, None]
+
+    def fill(old: Array, new: Array) -> Array:
+        new = new[:, :, None]
+        known = isinstance(slot, int)
+        old = old[:, :, :slot] if known else old
+        old = jnp.take_along_axis(old, pick, axis=1, mode="promise_in_bounds")
+        if known:
+            return jnp.concatenate([old, new], axis=2)
+        return jnp.where((jnp.arange(old.shape[2]) == slot)[:, None, None], new, old)
+
+    return KeyValues(*map(fill, slots, newest))
 
 
 class FeedForward(nn.Module):
@@ -275,7 +313,7 @@ class DecoderBlock(nn.Module):
         self,
         x: Array,
         seen: Seen | BeamSlots,
-        source: Array | KeyValues,
+        source: Array | History,
         source_seen: Seen,
         slots: KeyValues | None,
         key: Array | None,
@@ -310,56 +348,81 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, exists: Array, keys: Array | None = None) -> Array:
         cfg, place = self.cfg, jnp.arange(x.shape[1], dtype=jnp.int32)
         bias = DistanceBias(cfg, bidirectional=True, name="bias")(place - place[:, None])
-        seen = Seen(exists[:, None, None, :], bias[None])
+        seen = _whole(exists)._replace(bias=bias[None])
         inputs = (nn.broadcast, 0)
         x, _ = _scan(EncoderBlock, cfg, inputs)(drop_states(x, keys, 0, cfg), seen, _rest(keys))
         return drop_states(RMSNorm(name="norm")(x), keys, 1, cfg)
 
 
 class Decoder(nn.Module):
-    """Writes codes: `cfg.layers` blocks as one scan, then a norm.
+    """Reads codes that are known: `cfg.layers` blocks as one scan, then a norm.
 
     Args of `__call__`:
-        x: token vectors `[b l d]`; with slots, the newest token of each beam, `[b w d]`.
-        source: the encoder's states `[b t d]`; with slots, their keys and values in every layer,
-            `[layers b t h d]`.
+        x: token vectors `[b l d]`.
+        source: the encoder's states `[b t d]`.
         exists: which of the source's tokens are no padding, `[b t]`.
-        slots: keys and values of what each beam wrote, `[layers b w s h d]`.
-        slot: which slot the newest token takes.
         keys: as in `Encoder`.
-
-    Returns:
-        The normed states, and the updated slots (None without).
     """
 
     cfg: T5Shape
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        source: Array | KeyValues,
-        exists: Array,
-        slots: KeyValues | None = None,
-        slot: Array | int = 0,
-        keys: Array | None = None,
-    ) -> tuple[Array, KeyValues | None]:
-        cfg, biases = self.cfg, DistanceBias(self.cfg, bidirectional=False, name="bias")
-        if slots is None:
-            place = jnp.arange(x.shape[1], dtype=jnp.int32)
-            distance = place - place[:, None]
-            seen = Seen((distance <= 0)[None, None], biases(distance)[None])
-        else:
-            place = jnp.arange(slots.keys.shape[3], dtype=jnp.int32)
-            seen = BeamSlots(slot, biases(place - slot))
-        made = 0 if isinstance(source, KeyValues) else nn.broadcast
-        inputs = (nn.broadcast, made, nn.broadcast, 0, 0)
-        source_seen = Seen(exists[:, None, None, :])
+    def __call__(self, x: Array, source: Array, exists: Array, keys: Array | None = None) -> Array:
+        cfg, place = self.cfg, jnp.arange(x.shape[1], dtype=jnp.int32)
+        distance = place - place[:, None]
+        bias = DistanceBias(cfg, bidirectional=False, name="bias")(distance)
+        seen, source_seen = Seen((distance <= 0)[None, None], bias[None]), _whole(exists)
+        inputs = (*(nn.broadcast,) * 4, 0)
         x = drop_states(x, keys, 0, cfg)
-        x, slots = _scan(DecoderBlock, cfg, inputs)(
-            x, seen, source, source_seen, slots, _rest(keys)
+        blocks = _scan(DecoderBlock, cfg, inputs)
+        x, _ = blocks(x, seen, source, source_seen, None, _rest(keys))
+        return drop_states(RMSNorm(name="norm")(x), keys, 1, cfg)
+
+
+def write_token(
+    cfg: T5Shape,
+    params: PyTree,
+    x: Float[Array, "b w d"],
+    history: Sequence[History],
+    exists: Bool[Array, "b t"],
+    slots: Sequence[KeyValues],
+    slot: Array | int,
+    parents: Int32[Array, "b w"],
+) -> tuple[Float[Array, "b w d"], tuple[KeyValues, ...]]:
+    """One more token of every beam through the blocks and the norm of `Decoder`.
+
+    Layer by layer: a scan would copy each layer's part out of stacked caches and back at every
+    step, which takes longer than the arithmetic.
+
+    Args:
+        cfg: shape of the decoder.
+        params: of `Decoder`.
+        x: vector of the newest token of each beam.
+        history: of every layer.
+        exists: which of the history's tokens are no padding.
+        slots: of every layer, what the beams wrote before.
+        slot: which slot the newest token takes.
+        parents: which of those beams each beam continues.
+
+    Returns:
+        The normed states, and the slots with the newest token in them.
+    """
+    place = jnp.arange(slots[0].keys.shape[2], dtype=jnp.int32)
+    bias = apply_module(DistanceBias(cfg, bidirectional=False), params["bias"], place - slot)
+    seen, written = BeamSlots(slot, parents, bias), []
+    for layer in range(cfg.layers):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        x, own = apply_module(
+            *(DecoderBlock(cfg), block, x, seen),
+            *(history[layer], _whole(exists), slots[layer], None),
         )
-        return drop_states(RMSNorm(name="norm")(x), keys, 1, cfg), slots
+        written.append(own)
+    return apply_module(RMSNorm(), params["norm"], x), tuple(written)
+
+
+def _whole(exists: Bool[Array, "b t"]) -> Seen:
+    """Every query sees all that is no padding."""
+    return Seen(exists[:, None, None, :])
 
 
 def _scan(block: Any, cfg: T5Shape, in_axes: tuple) -> Any:

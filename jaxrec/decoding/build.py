@@ -35,8 +35,13 @@ class _Level:
 
     code: np.ndarray
     """Last code of every node below."""
-    first: np.ndarray
-    """First child of every node above, and the number of nodes below."""
+    start: np.ndarray | None
+    """First child of every node above, and the number of nodes below; None where each has one."""
+
+    @property
+    def first(self) -> np.ndarray:
+        """`start`, also where each node has one child."""
+        return np.arange(len(self.code) + 1) if self.start is None else self.start
 
 
 def build_catalogue(
@@ -62,16 +67,15 @@ def build_catalogue(
         ValueError: no items, wrong shape or dtype, a code outside its level, or a catalogue that
             does not fit the given shape.
     """
-    codes = _checked_codes(codes, space)
-    count = codes.shape[0]
+    columns = _checked_columns(codes, space)
+    count = len(columns[0])
     order = None if order is None else np.asarray(order)
     if order is not None and order.shape != (count,):
         raise ValueError(
             f"order has shape {order.shape} for {count} items; give one number per item."
         )
-    item = sort_codes(codes, space, order)
-    codes = codes if item is None else codes[item]
-    levels, group = _levels_of(codes)
+    item = sort_codes(columns, space, order)
+    levels, group = _levels_of(columns if item is None else [each[item] for each in columns])
     found = _found_shape(levels, group, space)
     if shape is not None:
         _check_room(found, shape, space)
@@ -94,9 +98,9 @@ def shape_for(codes: np.ndarray, space: TokenSpace, *, room: float = 0.25) -> Tr
     """
     if room < 0:
         raise ValueError(f"room={room} must not be negative.")
-    codes = _checked_codes(codes, space)
-    item = sort_codes(codes, space, None)
-    levels, group = _levels_of(codes if item is None else codes[item])
+    columns = _checked_columns(codes, space)
+    item = sort_codes(columns, space, None)
+    levels, group = _levels_of(columns if item is None else [each[item] for each in columns])
     found = _found_shape(levels, group, space)
     nodes, kinds, fanout, crowd = [1], [], [], []
     for depth, size in enumerate(space.sizes):
@@ -113,51 +117,56 @@ def shape_for(codes: np.ndarray, space: TokenSpace, *, room: float = 0.25) -> Tr
     return TrieShape(tuple(nodes), tuple(kinds), tuple(fanout), biggest, tuple(crowd))
 
 
-def sort_codes(codes: np.ndarray, space: TokenSpace, order: np.ndarray | None) -> np.ndarray | None:
+def sort_codes(
+    columns: list[np.ndarray], space: TokenSpace, order: np.ndarray | None
+) -> np.ndarray | None:
     """The items sorted by their codes, then by `order`, then by item; None where they are.
 
     Codes are packed into as few 64-bit keys as hold them.
     """
+    if order is None and _is_sorted(columns):
+        return None
     keys, used = [], BITS * 2
     for level, size in enumerate(space.sizes):
         width = max(1, (size - 1).bit_length())
         if used + width > BITS * 2:
-            keys.append(np.zeros(codes.shape[0], np.uint64))
+            keys.append(np.zeros(len(columns[0]), np.uint64))
             used = 0
         np.left_shift(keys[-1], np.uint64(width), out=keys[-1])
-        np.bitwise_or(keys[-1], codes[:, level].astype(np.uint64), out=keys[-1])
+        np.bitwise_or(keys[-1], columns[level].astype(np.uint64), out=keys[-1])
         used += width
-    if order is None and _is_sorted(keys):
-        return None
     last = () if order is None else (order,)
     if len(keys) == 1 and not last:
         return np.argsort(keys[0], kind="stable")
     return np.lexsort((*last, *keys[::-1]))
 
 
-def _is_sorted(keys: list[np.ndarray]) -> bool:
-    """Whether rows of keys, the first the weightiest, never fall."""
-    equal = np.ones(len(keys[0]) - 1, bool)
-    for key in keys:
-        if np.any(equal & (key[1:] < key[:-1])):
+def _is_sorted(columns: list[np.ndarray]) -> bool:
+    """Whether rows, the first column the weightiest, never fall."""
+    equal = np.ones(len(columns[0]) - 1, bool)
+    for column in columns:
+        if np.any(equal & (column[1:] < column[:-1])):
             return False
-        equal &= key[1:] == key[:-1]
+        equal &= column[1:] == column[:-1]
+        if not equal.any():
+            break
     return True
 
 
-def _levels_of(codes: np.ndarray) -> tuple[list[_Level], np.ndarray]:
+def _levels_of(columns: list[np.ndarray]) -> tuple[list[_Level], np.ndarray]:
     """What every level says, and the first row of every leaf with the number of rows behind it."""
-    count = codes.shape[0]
+    count = len(columns[0])
     new = np.zeros(count, bool)
     new[0] = True
     starts, levels = np.zeros(1, np.int64), []
-    for column in codes.T:
-        column = np.ascontiguousarray(column)
+    for column in columns:
+        if len(starts) == count:  # every row is a node of its own already
+            levels.append(_Level(column, None))
+            continue
         new[1:] |= column[1:] != column[:-1]
         below = np.flatnonzero(new)
-        if len(below) == len(starts):
-            first = np.arange(len(below) + 1)
-        else:
+        first = None
+        if len(below) != len(starts):
             first = np.append(np.cumsum(new, dtype=np.int32)[starts] - 1, len(below))
         levels.append(_Level(column[below], first))
         starts = below
@@ -168,7 +177,7 @@ def _found_shape(levels: list[_Level], group: np.ndarray, space: TokenSpace) -> 
     """The tightest shape, each level in the layout that suits it."""
     nodes, kinds, crowd = [1], [], []
     for level, size in zip(levels, space.sizes):
-        above, below = len(level.first) - 1, len(level.code)
+        above, below = nodes[-1], len(level.code)
         crowd.append(_crowd(level, above))
         nodes.append(below)
         kinds.append(_kind(above, below, crowd[-1][0], size))
@@ -180,9 +189,9 @@ def _found_shape(levels: list[_Level], group: np.ndarray, space: TokenSpace) -> 
 def _crowd(level: _Level, above: int) -> tuple[int, ...]:
     """Children of the 1, 2, 4 .. widest nodes together."""
     wanted = [1 << power for power in range(min(above, WIDEST).bit_length())]
-    if len(level.code) == above:
-        return tuple(wanted)  # everybody has one
-    nodes = np.bincount(np.diff(level.first))[::-1]  # by number of children, most first
+    if level.start is None:
+        return tuple(wanted)
+    nodes = np.bincount(np.diff(level.start))[::-1]  # by number of children, most first
     children = np.arange(len(nodes))[::-1]
     nodes_so_far, sums = np.cumsum(nodes), np.cumsum(nodes * children)
     last = np.searchsorted(nodes_so_far, wanted)
@@ -249,12 +258,13 @@ def _padded(values: np.ndarray, length: int, fill: int) -> np.ndarray:
 
 def _starts(first: np.ndarray, above: int, most: int) -> Starts:
     """A table of `above + 1` rising numbers that grow by at most `most` each."""
-    first = _padded(first, above + 1, int(first[-1]))
-    base = first[::BLOCK]
+    first = _padded(first, whole_blocks(above + 1), int(first[-1])).reshape(-1, BLOCK)
     bound = (BLOCK - 1) * most
     small = np.uint8 if bound < 1 << 8 else np.uint16 if bound < 1 << 16 else np.uint32
-    delta = (first - np.repeat(base, BLOCK)[: above + 1]).astype(small)
-    return Starts(jnp.asarray(base.astype(np.int32)), jnp.asarray(delta))
+    delta = np.empty(first.shape, small)
+    np.subtract(first, first[:, :1], out=delta, casting="unsafe")
+    base = first[:, 0].astype(np.int32)
+    return Starts(jnp.asarray(base), jnp.asarray(delta.reshape(-1)[: above + 1]))
 
 
 def _bits(level: _Level, above: int, size: int) -> jax.Array:
@@ -293,8 +303,8 @@ def _check_room(found: TrieShape, shape: TrieShape, space: TokenSpace) -> None:
         )
 
 
-def _checked_codes(codes: np.ndarray, space: TokenSpace) -> np.ndarray:
-    """The codes, or a ValueError that names the first thing wrong with them."""
+def _checked_columns(codes: np.ndarray, space: TokenSpace) -> list[np.ndarray]:
+    """The codes level by level, or a ValueError that names the first thing wrong with them."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] != space.levels:
         raise ValueError(
@@ -307,7 +317,8 @@ def _checked_codes(codes: np.ndarray, space: TokenSpace) -> np.ndarray:
         raise ValueError("the catalogue is empty; give the codes of at least one item.")
     if codes.shape[0] >= 1 << 31:
         raise ValueError(f"{codes.shape[0]} items do not fit 32-bit rows; split the catalogue.")
-    if any(_outside(codes[:, level], size) for level, size in enumerate(space.sizes)):
+    columns = list(np.ascontiguousarray(codes.T))
+    if any(map(_outside, columns, space.sizes)):
         wrong = (codes < 0) | (codes >= np.asarray(space.sizes))
         item, level = (int(index) for index in np.argwhere(wrong)[0])
         raise ValueError(
@@ -315,7 +326,7 @@ def _checked_codes(codes: np.ndarray, space: TokenSpace) -> np.ndarray:
             f"is item {item}: code {int(codes[item, level])} at level {level}, where 0 .. "
             f"{space.sizes[level] - 1} are allowed. Use semantic IDs of this space."
         )
-    return codes
+    return columns
 
 
 def _outside(column: np.ndarray, size: int) -> bool:

@@ -212,7 +212,6 @@ def shape_of_export(folder: Path) -> tuple[TrieShape, int]:
     manifest = read_json(folder / exported.MANIFEST)
     shape = manifest["shape"]
     kinds: tuple[Kind, ...] = tuple(shape["kinds"])
-    return (
-        TrieShape(tuple(shape["nodes"]), kinds, tuple(shape["fanout"]), shape["max_group"]),
-        manifest["places"],
-    )
+    crowd = tuple(map(tuple, shape["crowd"]))
+    nodes, fanout = tuple(shape["nodes"]), tuple(shape["fanout"])
+    return TrieShape(nodes, kinds, fanout, shape["max_group"], crowd), manifest["places"]

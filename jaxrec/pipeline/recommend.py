@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrec.data.cases import history_batches
 from jaxrec.data.errors import DataError
+from jaxrec.decoding.counts import count_answers
 from jaxrec.decoding.filters import Filters
 from jaxrec.parallel import shard_rows
 from jaxrec.pipeline.reasons import Explainer, Reason, semantic_text, title_of
@@ -26,6 +28,8 @@ from jaxrec.pipeline.run import Finished
 from jaxrec.tokenization.item_ids import has_item_ids
 from jaxrec.tracking import Progress
 from jaxrec.training.ranking import denied_width, pad_denied, rank_batch
+
+_count = jax.jit(count_answers)
 
 WIDEST = 2048
 """Width of deny-lists from which on a batch has fewer rows, or they would take the memory."""
@@ -59,8 +63,21 @@ class Answer:
     evaluation.history."""
     unknown: list[str]
     """Items of the history that the catalogue does not have; they were left out."""
+    candidates: dict[str, int]
+    """Items that the decoder found (`valid`), that it could have found (`allowed`), that the
+    history or the request keep back (`filtered`), and found ones that share a semantic ID with
+    another item (`grouped`). See `jaxrec.decoding.count_answers`."""
     recommendations: list[Recommendation]
     """Best first; fewer than asked for where nothing else is left to answer."""
+
+
+class _Found(NamedTuple):
+    """What the decoder says to one question."""
+
+    items: np.ndarray
+    """Best first, as many as the question asks for."""
+    scores: np.ndarray
+    candidates: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,14 +224,14 @@ def _answer(
     run: Finished, questions: list[Question], rows: int, explain: Explainer | None
 ) -> list[Answer]:
     """Answers of at most `rows` questions, in their order."""
-    ranked: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    ranked: dict[int, _Found] = {}
     length = run.recipe.evaluation.history
     widths = np.array([denied_room(len(each.denied), length) for each in questions], np.int64)
     for width in np.unique(widths).tolist():
         members = np.flatnonzero(widths == width)
         some = [questions[index] for index in members]
         ranked |= zip(members.tolist(), _rank(run, some, rows, width))
-    return [_tell(run, each, *ranked[index], explain) for index, each in enumerate(questions)]
+    return [_tell(run, each, ranked[index], explain) for index, each in enumerate(questions)]
 
 
 def denied_room(denied: int, length: int) -> int:
@@ -236,10 +253,8 @@ def denied_room(denied: int, length: int) -> int:
     return width
 
 
-def _rank(
-    run: Finished, questions: list[Question], rows: int, width: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Items and scores of each question, best first, as many as it asks for."""
+def _rank(run: Finished, questions: list[Question], rows: int, width: int) -> list[_Found]:
+    """What is found for each question."""
     model = run.model
     ranker = model.ranker
     parts = ranker.mesh.shape["data"] * ranker.mesh.shape["fsdp"]
@@ -256,30 +271,33 @@ def _rank(
             here = [questions[case] for case in cases.case[cases.live]]
             padded = pad_denied([each.denied for each in here], rows, width)
             events, denied = shard_rows((cases.events, padded), ranker.mesh)
+            filters = Filters(denied=denied)
             answer = rank_batch(
                 model.params,
                 model.tables,
                 model.catalogue,
-                Filters(allowed=None, denied=denied),
+                filters,
                 events,
                 generator=ranker.generator,
                 space=ranker.space,
                 decoding=ranker.decoding,
             )
+            counts = jax.device_get(_count(model.catalogue, answer, filters))._asdict()
             items, scores, valid = map(np.asarray, (answer.items, answer.scores, answer.valid))
             for row, each in enumerate(here):
                 listed = valid[row].nonzero()[0][: each.count]
-                found.append((items[row, listed], scores[row, listed]))
+                candidates = {name: int(count[row]) for name, count in counts.items()}
+                found.append(_Found(items[row, listed], scores[row, listed], candidates))
     return found
 
 
 def _tell(
     run: Finished,
     question: Question,
-    items: np.ndarray,
-    scores: np.ndarray,
+    found: _Found,
     explain: Explainer | None,
 ) -> Answer:
+    items, scores, candidates = found
     titles, codes = run.data.titles, run.tokens.ids.codes
     names = np.asarray(run.data.histories.items)
     used = question.items[-run.recipe.evaluation.history :]
@@ -299,4 +317,4 @@ def _tell(
         )
     ]
     history = [title_of(titles, item) for item in question.items.tolist()]
-    return Answer(question.name, history, len(used), question.unknown, recommendations)
+    return Answer(question.name, history, len(used), question.unknown, candidates, recommendations)

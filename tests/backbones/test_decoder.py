@@ -20,6 +20,8 @@ from decoder_world import (
 )
 
 from jaxrec.backbones.decoder import Decoder
+from jaxrec.decoding import Filters, ListBeams, build_catalogue
+from jaxrec.training.ranking import rank_batch
 from jaxrec.types import Tables, TokenSpace
 
 # Grouped heads and unequal levels everywhere.
@@ -240,6 +242,33 @@ def test_written_items_are_history(model, world):
         beams = [[([*history, item_of(prefix)], ()) for history, prefix in row] for row in beams]
         items = jnp.asarray([[history[-1] for history, _ in row] for row in beams], jnp.int32)
         cache = extend(params, cache, codes, parents, items, SPACE) if number < 2 else cache
+
+
+def test_a_list_has_the_probability_of_the_longer_history(model, world):
+    """`ListBeams` through the network: what it says of a list is what training says of it."""
+    decoder, params = model
+    codes = np.unique(world.codes, axis=0)
+    tables, histories = Tables(jnp.asarray(codes)), [[3, 9, 2], [5], []]
+    answer = rank_batch(
+        params,
+        tables,
+        build_catalogue(codes, SPACE),
+        Filters(),
+        make_events(*[[h] for h in histories], length=4),
+        generator=decoder,
+        space=SPACE,
+        decoding=ListBeams(k=3, width=4),
+    )
+    lists = np.asarray(answer.items).tolist()
+    assert all(len(set(each)) == 3 for each in lists)
+    rows = [[[*history, *each]] for history, each in zip(histories, lists)]
+    whole = np.asarray(forward(decoder, params, tables, make_events(*rows, length=8)))
+    for row, (history, each) in enumerate(zip(histories, lists)):
+        total = 0.0
+        for place, item in enumerate(each):
+            log_probs = log_softmax(whole[row, len(history) + place])
+            total += log_probs[np.arange(3), codes[item]].sum()
+            np.testing.assert_allclose(answer.scores[row, place], total, atol=3e-5)
 
 
 def test_a_cache_for_one_item_cannot_go_on(world):

@@ -261,7 +261,7 @@ def test_the_sum_of_steps_is_the_likelihood_of_the_item(model, world):
 
 
 def test_levels_scan_to_the_same_logits(world):
-    """Levels may run as a `lax.scan` whose carry is the cache."""
+    """Levels may run as a `lax.scan` whose carry is the cache, and a level may be known."""
     t5 = BASE
     params = random_params(t5)
     codes = jnp.array([[1, 0], [2, 2]], jnp.int32)
@@ -276,6 +276,8 @@ def test_levels_scan_to_the_same_logits(world):
 
     _, scanned = jax.lax.scan(body, cache, jnp.arange(1, 3, dtype=jnp.int32))
     for level, expected in zip((1, 2), scanned):
+        known, _ = t5.step(params, cache, codes, parents, level, SPACE)
+        np.testing.assert_allclose(known, expected, atol=1e-5)
         logits, cache = later_step(t5, params, cache, codes, parents, jnp.int32(level))
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -291,8 +293,9 @@ def test_the_cache_holds_the_history_once(world):
 
     init = functools.partial(BASE.init, jax.random.key(0), SPACE)
     cache = jax.eval_shape(decode, jax.eval_shape(init))
-    assert cache.history.keys.shape == (3, 1, 4 * 3, 3, 4)  # no axis of beams
-    assert cache.slots.keys.shape == (3, 1, 6, 3, 3, 4)
+    assert [each.keys.shape for each in cache.history] == [(1, 3, 4, 4 * 3)] * 3  # not of beams
+    assert [each.values.shape for each in cache.history] == [(1, 3, 4 * 3, 4)] * 3
+    assert [each.keys.shape for each in cache.slots] == [(1, 6, 3, 3, 4)] * 3
 
 
 def test_a_single_level_decodes(world):

@@ -131,6 +131,10 @@ def test_an_index_that_does_not_fit_is_refused(opened, folder, tmp_path):
     (other / "export.json").write_text(json.dumps(manifest | {"space_id": "elsewhere"}))
     with pytest.raises(ValueError, match="semantic IDs elsewhere"):
         run.swap(other)
+    wider = manifest["shape"] | {"fanout": [each + 1 for each in manifest["shape"]["fanout"]]}
+    (other / "export.json").write_text(json.dumps(manifest | {"shape": wider}))
+    with pytest.raises(ValueError, match="--room"):
+        run.swap(other)
     (other / "export.json").write_text(json.dumps(manifest))
     with np.load(other / "index.npz") as file:
         arrays = dict(file)

@@ -113,6 +113,13 @@ def test_what_is_excluded_leaves_fewer_items_or_none(opened):
     )
     left = [sorted(each.item for each in answer.recommendations) for answer in answers]
     assert left == [names[:3], [], names[60:62]]
+    told = [(len(left[0]), 3, len(names) - 3), (0, 0, len(names)), (2, 2, len(names) - 2)]
+    for answer, (valid, allowed, filtered) in zip(answers, told):
+        candidates = answer.candidates
+        assert candidates["valid"] == valid
+        assert candidates["allowed"] == allowed
+        assert candidates["filtered"] == filtered
+        assert 0 <= candidates["grouped"] <= valid
 
 
 def test_wide_deny_lists_change_no_answer(opened, histories, monkeypatch):

@@ -58,7 +58,7 @@ def test_a_file_gets_the_answers_of_single_histories(
     assert (code, err) == (0, "")
     answers = [json.loads(line) for line in out.splitlines()]
     assert [list(each) for each in answers] == [
-        ["name", "history", "history_used", "unknown", "recommendations"]
+        ["name", "history", "history_used", "unknown", "candidates", "recommendations"]
     ] * len(histories)
     for answer, history in zip(answers, histories):
         (single,) = recommend_histories(answering, [history], count=7)
