@@ -72,7 +72,7 @@ def check_against(catalogue: Catalogue, codes: np.ndarray, order: np.ndarray) ->
     assert leaf_of(catalogue, rows).tolist() == owner.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     items=st.integers(1, 40),

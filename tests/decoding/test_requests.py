@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding_toys import TableModel, random_codes
+from decoding_toys import QUICK, TableModel, random_codes
 
 from jaxrec.decoding import BeamSearch, Filters, Sampling, build_catalogue
 from jaxrec.types import TokenSpace
@@ -23,7 +23,7 @@ def program(decoder):
     def run(cache, catalogue, filters, key):
         return decoder(MODEL.functions(cache), catalogue, filters, key)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=QUICK)
 
 
 def requests(random, batch):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding_toys import QUICK, TableModel, example, reference_scores
+from decoding_toys import QUICK, TableModel, decode, example, reference_scores
 
 from jaxrec.decoding import (
     BeamSearch,
@@ -164,15 +164,21 @@ def test_shaped_draws_report_the_shaped_distribution():
 
 def test_a_cold_sample_is_greedy_and_a_list_names_each_item_once():
     catalogue, codes, model = example(items=30)
-    functions = model.functions(model.prefill((3, 17)))
     leaves = len(np.unique(codes, axis=0))
-    cold = Sampling(leaves, temperature=1e-3)(functions, catalogue, key=jax.random.key(0))
-    best = BeamSearch(1, 1, "before_softmax")(functions, catalogue)
+
+    def answer(functions, catalogue, _):
+        key = jax.random.key(0)
+        return (
+            Sampling(leaves, temperature=1e-3)(functions, catalogue, key=key),
+            BeamSearch(1, 1, "before_softmax")(functions, catalogue),
+            Sampling(3, top_k=1)(functions, catalogue, key=key),
+        )
+
+    cold, best, only = decode(answer, model, (3, 17), catalogue)
     for row in range(2):
         assert (codes[cold.items[row, 0]] == codes[best.items[row, 0]]).all()
         assert len(np.unique(codes[np.asarray(cold.items[row])], axis=0)) == leaves
     assert cold.valid.all()
-    only = Sampling(3, top_k=1)(functions, catalogue, key=jax.random.key(1))
     assert only.valid.tolist() == [[True, False, False]] * 2
 
 
