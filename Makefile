@@ -12,6 +12,7 @@ SLOTS ?= 2
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 268435456
+export MALLOC_ARENA_MAX ?= 1
 
 .PHONY: demo test test-slow test-install test-matrix check format dist gpu-bundle clean
 

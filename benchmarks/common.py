@@ -25,8 +25,10 @@ ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_ARENA_MAX": "1",
 }
-"""As in the Makefile: without it both sides pay page faults for every large array."""
+"""As in the Makefile: without it both sides pay page faults for every large array. One arena, since
+those of threads give every array above 64 MB back, whatever the other numbers say."""
 PACKAGES = ("jaxrec", "jax", "jaxlib", "flax", "optax", "numpy", "polars")
 
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import parser
+from common import ALLOCATOR, parser
 from quality_cells import ROOT, Cell, plan, prepare_source
 
 from jaxrec.files import lock, read_json, write_json, write_text
@@ -37,13 +37,6 @@ if sys.platform == "linux":  # killed with its parent, so that nobody else waits
 from jaxrec.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""As in the Makefile: large arrays are kept by the allocator."""
 
 
 def arguments() -> argparse.Namespace:

@@ -197,6 +197,9 @@ def slot_attention(
 ) -> Float[Array, "b w h d"]:
     """One query a beam over the tokens that the beam wrote itself, unscaled as in T5.
 
+    Sums instead of matrix products: a product for each beam and head, a few numbers wide, takes
+    three times as long on CPU.
+
     Args:
         q: the newest token of each beam.
         keys: keys of the `s` tokens, the newest included.
@@ -204,9 +207,10 @@ def slot_attention(
         mask: True at the slots that are filled, at least one.
         bias: added to the scores.
     """
-    scores = jnp.einsum("bwhd,bwshd->bwhs", q, keys, preferred_element_type=jnp.float32) + bias
-    shares = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(values.dtype)
-    return jnp.einsum("bwhs,bwshd->bwhd", shares, values)
+    scores = jnp.sum(q[:, :, None].astype(jnp.float32) * keys, axis=-1) + bias.T
+    scores = jnp.where(mask[:, None], scores, MASKED)
+    shares = jax.nn.softmax(scores, axis=2).astype(values.dtype)
+    return jnp.sum(shares[..., None] * values, axis=2)
 
 
 def _check_heads(heads: int, kv_heads: int) -> None:

@@ -49,7 +49,8 @@ def machine_lines() -> list[str]:
     if devices[0].platform == "cpu" and os.environ.get("MALLOC_TRIM_THRESHOLD_") is None:
         lines.append(
             "advice: on CPU set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 "
-            "MALLOC_TOP_PAD_=268435456; large arrays are otherwise faulted in again every step"
+            "MALLOC_TOP_PAD_=268435456 MALLOC_ARENA_MAX=1; "
+            "large arrays are otherwise faulted in again every step"
         )
     found = {name: version_of(name) for name in REQUIRED}
     lines.append("versions: " + ", ".join(f"{name} {each}" for name, each in found.items()))
