@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 from jaxrec.types import PyTree
 
 Aux = Mapping[str, Any]
-"""What a fit may use beside the vectors, by name. Every quantizer knows `weights`, Float[n]: how
-much each row counts, 0 for padding. Others (item pairs, for example) belong to their methods."""
+"""What a fit may use beside the vectors, by name. Every quantizer reads `weights`, Float[n]: how
+much each row counts, 0 for padding. A quantizer that reads more names it in `reads`:
+`collaborative`, Float[n, c], vectors of behaviour, with `has_behaviour`, bool[n], the rows that
+have one; `pairs`, Int[m, 2], rows that belong together."""
 
 Matrix = Array | np.ndarray
 """A matrix on a device or on the host; the quantizer checks and moves it."""
@@ -29,6 +31,11 @@ class Quantizer(Protocol):
 
     schema_version: ClassVar[int]
     """Counts the meanings of this quantizer; a change makes cached semantic IDs stale."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names that `fit` needs in `aux`; `weights` is always allowed and never needed."""
+        ...
 
     def fit(self, key: PRNGKeyArray, vectors: Matrix, aux: Aux | None = None) -> PyTree:
         """Learns a state, a pytree of arrays, from Float[n, d]."""
@@ -104,16 +111,22 @@ def check_codes(codes: Any, sizes: tuple[int, ...]) -> Int32[Array, "n m"]:
     return jnp.asarray(array, jnp.int32)
 
 
-def check_weights(aux: Aux | None, rows: int) -> Float[Array, " n"]:
+def check_weights(aux: Aux | None, rows: int, also: tuple[str, ...] = ()) -> Float[Array, " n"]:
     """The weights of a fit: those of `aux`, or ones.
+
+    Args:
+        also: names that this quantizer reads from `aux` beside `weights`.
 
     Raises:
         ValueError: another name in `aux`, another length, a negative or non-finite weight, or no
             positive one.
     """
-    if unknown := sorted(set(aux or {}) - {"weights"}):
-        raise ValueError(f"this quantizer knows aux['weights'] only, got {', '.join(unknown)}.")
-    if not aux:
+    names = ("weights", *also)
+    if unknown := sorted(set(aux or {}) - set(names)):
+        raise ValueError(
+            f"this quantizer reads {', '.join(names)} from aux, and got {', '.join(unknown)}."
+        )
+    if not aux or "weights" not in aux:
         return jnp.ones(rows, jnp.float32)
     weights = jnp.asarray(aux["weights"], jnp.float32)
     if weights.shape != (rows,):

@@ -99,6 +99,11 @@ class ResidualKMeans:
         """Codes of each level as configured."""
         return (self.codes,) * self.levels if isinstance(self.codes, int) else tuple(self.codes)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Nothing beside weights."""
+        return ()
+
     def fit(self, key: PRNGKeyArray, vectors: Any, aux: Aux | None = None) -> ResidualState:
         """Fits the levels one after the other.
 

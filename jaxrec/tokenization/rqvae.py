@@ -189,6 +189,11 @@ class RqVae:
         """Codes of each level as configured."""
         return (self.codes,) * self.levels if isinstance(self.codes, int) else tuple(self.codes)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Nothing beside weights."""
+        return ()
+
     def fit(self, key: PRNGKeyArray, vectors: Any, aux: Aux | None = None) -> RqVaeState:
         """Starts the codebooks by k-means, then trains them with the networks.
 
