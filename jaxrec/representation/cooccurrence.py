@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxrec.representation.encoder import TrainingSequences, fill_empty
+from jaxrec.representation.encoder import TrainingSequences, check_events, fill_empty
 from jaxrec.representation.svd import PASSES, truncated_svd
 from jaxrec.representation.text import Table
 from jaxrec.tracking import Progress
@@ -57,12 +57,8 @@ class Cooccurrence:
     ) -> np.ndarray:
         """Vectors of all items, float32[n, dimension]."""
         del texts, table
-        if sequences is None or not len(sequences.item):
-            raise ValueError(
-                "Cooccurrence learns from training events, and there are none; choose an encoder "
-                "of text, or another split."
-            )
-        counts = pair_counts(sequences, len(fit_mask), self.window)
+        events = check_events("Cooccurrence", sequences)
+        counts = pair_counts(events, len(fit_mask), self.window)
         information = positive_information(counts)
         with Progress(PASSES, "co-occurrence, SVD", unit="passes") as progress:
             directions = truncated_svd(information, self.dimension, seed, progress)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from jaxrec.files import file_hash, read_array, read_json
-from jaxrec.representation.encoder import TrainingSequences
+from jaxrec.files import file_hash, json_hash, read_array, read_json
+from jaxrec.representation.encoder import Encoding, TrainingSequences
 from jaxrec.representation.text import Table
 
+Missing = Literal["refuse", "mean"]
 _NAMED = 5
 
 
@@ -20,12 +21,13 @@ class Precomputed:
     """Reads vectors from `.npy` or `.safetensors`.
 
     Without `ids` the rows of the file are the catalogue rows. With `ids` they are matched by item
-    id; the file may then hold more items than the catalogue, never fewer.
+    id; the file may then hold more items than the catalogue, and fewer where `missing` allows it.
 
     Raises:
-        ValueError: at construction an unknown kind of file; in `encode` a missing or unreadable
-            file, not a matrix, non-finite numbers, a wrong number of rows, ids that repeat or
-            lack an item of the catalogue.
+        ValueError: at construction an unknown kind of file or `missing`, or a mask where nothing
+            may be missing; in `encode` a missing or unreadable file, not a matrix, non-finite
+            numbers, a wrong number of rows, ids that repeat or lack an item of the catalogue, a
+            mask of another kind or length, or no item at all.
     """
 
     path: str
@@ -38,6 +40,11 @@ class Precomputed:
     """Leading rows that are no items (a padding row, for example)."""
     surrogate: bool = False
     """Declare True where the vectors stand in for those of the system being reproduced."""
+    missing: Missing = "refuse"
+    """Items that the file has no vector of: `refuse`, or give them the `mean` of the others. The
+    report counts them, and `Fused` does not look at them."""
+    mask: str = ""
+    """A `.npy` file of bools, one for each row of the file: True where there is nothing in it."""
 
     schema_version: ClassVar[int] = 1
     reads_text: ClassVar[bool] = False
@@ -50,18 +57,37 @@ class Precomputed:
             )
         if self.skip_rows < 0:
             raise ValueError(f"skip_rows counts leading rows, got {self.skip_rows}.")
+        if self.missing not in get_args(Missing):
+            raise ValueError(
+                f"Precomputed.missing must be one of {get_args(Missing)}, got {self.missing!r}."
+            )
+        if self.mask and self.missing == "refuse":
+            raise ValueError(
+                f"the mask {self.mask} marks rows without a vector, and missing='refuse' allows "
+                "none; set missing='mean', or leave the mask out."
+            )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file: the vectors are an input of the recipe, not a part of it.
+        """SHA-256 of the file, or of that and the files of ids and mask: they are inputs of the
+        recipe, not a part of it.
 
         Raises:
             ValueError: there is no such file.
         """
-        if not Path(self.path).is_file():
-            raise ValueError(f"there is no file {self.path}; correct Precomputed(path=...).")
-        return file_hash(self.path)
+        files = {"path": self.path, "mask": self.mask}
+        if isinstance(self.ids, str):
+            files["ids"] = self.ids
+        for field, path in files.items():
+            if path and not Path(path).is_file():
+                raise ValueError(f"there is no file {path}; correct Precomputed({field}=...).")
+        hashes = [file_hash(path) for path in files.values() if path]
+        return hashes[0] if len(hashes) == 1 else json_hash(hashes)
 
-    def encode(
+    def encode(self, texts: list[str], **given: Any) -> np.ndarray:
+        """The vectors in catalogue order, float32[n, d]; arguments as `encode_with_facts`."""
+        return self.encode_with_facts(texts, **given).vectors
+
+    def encode_with_facts(
         self,
         texts: list[str],
         *,
@@ -69,24 +95,64 @@ class Precomputed:
         fit_mask: np.ndarray,
         seed: int,
         sequences: TrainingSequences | None = None,
-    ) -> np.ndarray:
-        """The vectors in catalogue order, float32[n, d]."""
+    ) -> Encoding:
+        """The vectors in catalogue order, and which items have none."""
         del texts, seed, sequences
         vectors = self._read()[self.skip_rows :]
+        absent = self._absent_rows(len(vectors))
+        vectors = np.where(absent[:, None], np.float32(0.0), vectors)
+        self._check_finite(vectors)
+        rows = self._catalogue_rows(table, len(vectors), len(fit_mask))
+        unknown = (rows < 0) | absent[rows]
+        vectors = vectors[rows]
+        if self.missing == "refuse":
+            return Encoding(vectors, unknown, {})
+        fitted = np.asarray(fit_mask, bool) & ~unknown
+        if not fitted.any():
+            raise ValueError(
+                f"{self.path} has a vector of none of the items that may be fitted; check ids and "
+                "mask."
+            )
+        vectors[unknown] = vectors[fitted].mean(0, dtype=np.float64)
+        return Encoding(vectors, unknown, {"n_missing": int(unknown.sum())})
+
+    def _check_finite(self, vectors: np.ndarray) -> None:
         if not np.isfinite(vectors).all():
             rows = np.flatnonzero(~np.isfinite(vectors).all(1))
             raise ValueError(
                 f"{self.path} has non-finite numbers in {len(rows)} row(s), first in row "
                 f"{rows[0] + self.skip_rows}; repair the file."
             )
-        if self.ids:
-            return vectors[self._rows(table, len(vectors))]
-        if len(vectors) != len(fit_mask):
+
+    def _absent_rows(self, rows: int) -> np.ndarray:
+        """bool[rows] of the mask, without the leading rows."""
+        if not self.mask:
+            return np.zeros(rows, bool)
+        if not Path(self.mask).is_file():
+            raise ValueError(f"there is no file {self.mask}; correct Precomputed(mask=...).")
+        try:
+            mask = read_array(Path(self.mask))
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{self.mask} cannot be read as bools: {error}") from None
+        if mask.dtype != bool or mask.shape != (rows + self.skip_rows,):
             raise ValueError(
-                f"{self.path} has {len(vectors)} rows (after skip_rows={self.skip_rows}), but the "
-                f"catalogue has {len(fit_mask)} items; give `ids` to match rows by item id."
+                f"{self.mask} must hold one bool for each of the {rows + self.skip_rows} rows of "
+                f"{self.path}, got {mask.dtype} {mask.shape}."
             )
-        return vectors
+        return mask[self.skip_rows :]
+
+    def _catalogue_rows(self, table: Table, rows: int, items: int) -> np.ndarray:
+        """int64[items]: row of each item, -1 for none."""
+        if not rows:
+            raise ValueError(f"{self.path} has no rows after skip_rows={self.skip_rows}.")
+        if self.ids:
+            return self._rows(table, rows)
+        if rows != items:
+            raise ValueError(
+                f"{self.path} has {rows} rows (after skip_rows={self.skip_rows}), but the "
+                f"catalogue has {items} items; give `ids` to match rows by item id."
+            )
+        return np.arange(items)
 
     def _read(self) -> np.ndarray:
         path = Path(self.path)
@@ -118,12 +184,14 @@ class Precomputed:
             raise ValueError("matching rows by id needs the column 'item' in the item table.")
         row_of = {name: row for row, name in enumerate(ids)}
         items = [str(item) for item in table["item"]]
-        if absent := [item for item in items if item not in row_of]:
+        absent = [item for item in items if item not in row_of]
+        if absent and self.missing == "refuse":
             raise ValueError(
                 f"{self.path} has no row for {len(absent)} of {len(items)} items, among them "
-                f"{', '.join(absent[:_NAMED])}; add them or drop those items."
+                f"{', '.join(absent[:_NAMED])}; add them, drop those items, or set "
+                "missing='mean'."
             )
-        return np.array([row_of[item] for item in items], np.int64)
+        return np.array([row_of.get(item, -1) for item in items], np.int64)
 
 
 def _read_safetensors(path: Path, tensor: str) -> np.ndarray:

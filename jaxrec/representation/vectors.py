@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxrec.representation.encoder import TrainingSequences
+from jaxrec.representation.encoder import TrainingSequences, encode_items, fingerprint_of
 from jaxrec.representation.steps import L2, State
 from jaxrec.representation.text import Table, TextFields, text_report
 from jaxrec.representation.wordllama import WordLlama
@@ -36,7 +36,8 @@ class ItemVectors:
     """
 
     encoder: Any = WordLlama()
-    """WordLlama(), HashedTfidf(), Cooccurrence(), Precomputed(path) or anything of that shape."""
+    """WordLlama(), HashedTfidf(), Cooccurrence(), LightGcn(), Als(), SasRecTable(),
+    Precomputed(path), Fused(parts), Aligned(encoder) or anything of that shape."""
     text: TextFields = TextFields()
     """How items are written; not used by encoders that read no text."""
     steps: tuple[Any, ...] = (L2(),)
@@ -68,9 +69,10 @@ class ItemVectors:
         """
         mask = self._fit_mask(table, train_mask)
         texts = self.text.write(table) if self.encoder.reads_text else []
-        vectors = self.encoder.encode(
-            texts, table=table, fit_mask=mask, seed=seed, sequences=sequences
+        encoding = encode_items(
+            self.encoder, texts, table=table, fit_mask=mask, seed=seed, sequences=sequences
         )
+        vectors = encoding.vectors
         n_constant_rows = count_constant_rows(vectors)
         states = []
         for step in self.steps:
@@ -93,14 +95,14 @@ class ItemVectors:
             **text_report(texts),
             "n_constant_rows": n_constant_rows,
             "n_duplicate_rows": count_duplicate_rows(vectors),
+            **encoding.facts,
         }
         return VectorsResult(np.ascontiguousarray(vectors, np.float32), report, tuple(states))
 
     def fingerprint(self) -> str:
-        """Hash of a file that the encoder reads (`Precomputed`), empty where there is none: an
+        """Hash of the files that the encoder reads (`Precomputed`), empty where there are none: an
         input of this stage that its fields do not show."""
-        read = getattr(self.encoder, "fingerprint", None)
-        return read() if read else ""
+        return fingerprint_of(self.encoder)
 
     def _fit_mask(self, table: Table, train_mask: np.ndarray | None) -> np.ndarray:
         if not table:

@@ -250,6 +250,69 @@ def test_precomputed_refuses_bad_files(tmp_path):
         encode(Precomputed(str(path), ids=("a", "b", "b", "c")), table={"item": ["a"]})
 
 
+def test_precomputed_gives_missing_items_the_mean_of_fitted_ones(tmp_path):
+    values = MATRIX.copy()
+    values[1] = np.nan  # flagged: may hold anything
+    np.save(tmp_path / "v.npy", values)
+    np.save(tmp_path / "mask.npy", np.array([False, True, False, False]))
+    encoder = Precomputed(
+        str(tmp_path / "v.npy"),
+        ids=("a", "b", "c", "d"),
+        missing="mean",
+        mask=str(tmp_path / "mask.npy"),
+    )
+    table = {"item": ["d", "x", "a", "b", "c"]}
+    fitted = np.array([True, True, True, True, False])
+    found = encoder.encode_with_facts([], table=table, fit_mask=fitted, seed=0)
+    mean = (MATRIX[3] + MATRIX[0]) / 2
+    np.testing.assert_array_equal(found.vectors, [MATRIX[3], mean, MATRIX[0], mean, MATRIX[2]])
+    np.testing.assert_array_equal(found.unknown, [False, True, False, True, False])
+    assert found.facts == {"n_missing": 2}
+    # Leading rows are counted by the mask, too.
+    skipping = Precomputed(
+        str(tmp_path / "v.npy"), skip_rows=2, missing="mean", mask=str(tmp_path / "mask.npy")
+    )
+    np.testing.assert_array_equal(encode(skipping, ["?"] * 2), MATRIX[2:])
+
+
+def test_precomputed_refuses_bad_masks(tmp_path):
+    path, mask = str(tmp_path / "v.npy"), str(tmp_path / "mask.npy")
+    np.save(path, MATRIX)
+    with pytest.raises(ValueError, match="set missing='mean', or leave the mask out"):
+        Precomputed(path, mask=mask)
+    with pytest.raises((ValueError, TypeError), match=r"(?s)missing.*refuse"):
+        Precomputed(path, missing="drop")
+    encoder = Precomputed(path, missing="mean", mask=mask)
+    with pytest.raises(ValueError, match=r"no file .*correct Precomputed\(mask="):
+        encode(encoder, ["?"] * 4)
+    with pytest.raises(ValueError, match=r"no file .*correct Precomputed\(mask="):
+        encoder.fingerprint()
+    for bad in (np.zeros(3, bool), np.zeros(4, np.int8)):
+        np.save(mask, bad)
+        with pytest.raises(ValueError, match="one bool for each of the 4 rows"):
+            encode(encoder, ["?"] * 4)
+    np.save(mask, np.ones(4, bool))
+    with pytest.raises(ValueError, match="none of the items that may be fitted"):
+        encode(encoder, ["?"] * 4)
+    np.save(path, MATRIX[:0])
+    with pytest.raises(ValueError, match="has no rows"):
+        encode(Precomputed(path, ids=str(tmp_path / "none.json"), missing="mean"), ["?"] * 4)
+
+
+def test_precomputed_fingerprint_follows_ids_and_mask(tmp_path):
+    np.save(tmp_path / "v.npy", MATRIX)
+    np.save(tmp_path / "mask.npy", np.zeros(4, bool))
+    (tmp_path / "ids.txt").write_text("a\nb\nc\nd\n")
+    path, ids, mask = (str(tmp_path / name) for name in ("v.npy", "ids.txt", "mask.npy"))
+    encoder = Precomputed(path, ids=ids, missing="mean", mask=mask)
+    seen = {encoder.fingerprint(), Precomputed(path).fingerprint()}
+    (tmp_path / "ids.txt").write_text("b\na\nc\nd\n")
+    seen.add(encoder.fingerprint())
+    np.save(tmp_path / "mask.npy", np.ones(4, bool))
+    seen.add(encoder.fingerprint())
+    assert len(seen) == 4
+
+
 def test_precomputed_fingerprint_follows_the_content(tmp_path):
     np.save(tmp_path / "v.npy", MATRIX)
     encoder = Precomputed(str(tmp_path / "v.npy"))
