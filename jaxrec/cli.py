@@ -25,6 +25,9 @@ usage: jaxrec COMMAND ...
   data fetch [NAME]                    fetch a public data set, or list them
   run RECIPE [--FIELD VALUE ...]       everything: data, semantic IDs, training, evaluation, report
   tokenize RECIPE                      go as far as semantic IDs and judge their quality
+  tokenize --compare RUN|RECIPE ...    tokenizers side by side: a table and one HTML page
+  extend RUN --vectors FILE --ids FILE --out FOLDER
+                                       semantic IDs for new items; none of the old ones moves
   train RECIPE                         go as far as a trained generator
   evaluate RECIPE|RUN                  judge a trained run again and rewrite its report
   recommend RUN --user ID | --history ITEM ... | --input FILE
@@ -50,6 +53,7 @@ COMMANDS = {
     "recommend": "recommend",
     "compare": "compare",
     "export": "export",
+    "extend": "tokenize_extend",
     "doctor": "doctor",
 }
 """Every command and its module in jaxrec.commands."""
@@ -100,6 +104,8 @@ def _dispatch(words: list[str]) -> int:
         print(__version__)
         return 0
     command, rest = _command(words)
+    if command == "tokenize" and "--compare" in rest:
+        return importlib.import_module("jaxrec.commands.tokenize_compare").main(rest)
     module = importlib.import_module(f"jaxrec.commands.{COMMANDS[command]}")
     if command in STAGES:
         if rest[:1] in (["-h"], ["--help"]):

@@ -182,7 +182,8 @@ def to_json(value: Any, *, only_changed: bool = False) -> Any:
             content["schema"] = version
         for field in dataclasses.fields(value):
             here = getattr(value, field.name)
-            if only_changed and _is_default(field, here):
+            # A component counts even where it is the default: its schema version may change.
+            if only_changed and _is_default(field, here) and not _holds_component(here):
                 continue
             content[field.name] = to_json(here, only_changed=only_changed)
         return content
@@ -325,6 +326,12 @@ def _check_finite(value: Any, path: str) -> None:
         for field in dataclasses.fields(value):
             inside = f"{path}.{field.name}" if path else field.name
             _check_finite(getattr(value, field.name), inside)
+
+
+def _holds_component(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(_holds_component(each) for each in value)
+    return dataclasses.is_dataclass(value)
 
 
 def _is_default(field: dataclasses.Field, value: Any) -> bool:

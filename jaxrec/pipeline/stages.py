@@ -172,6 +172,7 @@ def make_tokens(recipe: Recipe, place: Workplace, data: Prepared, vectors: Vecto
             order=popularity_order(data.popularity),
             train_mask=training_items(data.histories, data.split),
             fit_on=recipe.items.fit_on,
+            sequences=training_sequences(data.histories, data.split),
         )
         ids.save(folder)
         write_json(folder / "quality.json", quality)
@@ -183,8 +184,9 @@ def make_tokens(recipe: Recipe, place: Workplace, data: Prepared, vectors: Vecto
         "fit_on": recipe.items.fit_on,
         "seed": recipe.seed,
     }
-    if read := getattr(recipe.tokenizer, "fingerprint", None):
-        inputs["files"] = read()
+    read = getattr(recipe.tokenizer, "fingerprint", None)
+    if read and (files := read()):
+        inputs["files"] = files
     artefact = place.stage("tokens", recipe.tokenizer, inputs, work)
     return load_tokens(artefact)
 

@@ -60,7 +60,9 @@ def figure_bytes(
     return save(image_format, "white")
 
 
-def usage_svg(codes: np.ndarray, sizes: tuple[int, ...], *, ink: str = _INK) -> str:
+def usage_svg(
+    codes: np.ndarray, sizes: tuple[int, ...], *, ink: str = _INK, top: float | None = None
+) -> str:
     """The heat map of codebook usage alone, level x code, on a transparent ground.
 
     Every level is a row as wide as the picture, however many codes it has; codes are sorted from
@@ -69,13 +71,15 @@ def usage_svg(codes: np.ndarray, sizes: tuple[int, ...], *, ink: str = _INK) -> 
     Args:
         codes: int[n, l]. sizes: codes of each level.
         ink: colour of lines and letters.
+        top: share at the bright end of the colours, so that several pictures have one scale
+            (the largest `top_share`); this picture's own by default.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     with _figure((_PANEL, 0.9 + 0.62 * len(sizes)), ink, "jaxrec usage") as (figure, save):
         strips = list(figure.subplots(len(sizes), 1, squeeze=False)[:, 0])
-        _draw_usage(figure, strips, np.asarray(codes), sizes, beside=False)
+        _draw_usage(figure, strips, np.asarray(codes), sizes, beside=False, top=top)
     return save("svg", "none").decode()
 
 
@@ -147,6 +151,16 @@ def usage_shares(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sort(np.bincount(codes, minlength=size))[::-1] * size / len(codes)
 
 
+def top_share(codes: np.ndarray, sizes: tuple[int, ...]) -> float:
+    """The largest of all levels' shares, and 4 at least: what a scale of colours ends with.
+
+    >>> top_share(np.array([[0, 0], [0, 1]]), (8, 2))
+    8.0
+    """
+    shares = (usage_shares(codes[:, level], size)[0] for level, size in enumerate(sizes))
+    return max(4.0, *map(float, shares))
+
+
 def plane(vectors: np.ndarray) -> np.ndarray:
     """The two directions of largest variance, float64[n, 2]; signs are fixed."""
     centred = vectors - vectors.mean(0, dtype=np.float64)
@@ -180,6 +194,7 @@ def _draw_usage(
     sizes: tuple[int, ...],
     *,
     beside: bool = True,
+    top: float | None = None,
 ) -> None:
     """Rows of the heat map; the colour bar stands beside them, or below."""
     from matplotlib import colormaps
@@ -188,7 +203,7 @@ def _draw_usage(
     shares = [usage_shares(codes[:, level], size) for level, size in enumerate(sizes)]
     # Unused codes are left empty: the ground shows, and the frame tells that they belong.
     colours = colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
-    top = max(4.0, *(float(share[0]) for share in shares))
+    top = top_share(codes, sizes) if top is None else top
     norm = LogNorm(1 / 16, top)
     for level, (axes, share) in enumerate(zip(strips, shares)):
         strip = np.ma.masked_equal(share[None], 0)
@@ -208,7 +223,7 @@ def _draw_usage(
             f"{used:,} of {sizes[level]:,} codes used, the top one {share[0]:.1f}x its even share",
             fontsize=8,
             loc="left",
-            pad=2,
+            pad=3,
         )
     strips[-1].set_xlabel("codes, most used first", labelpad=-6)
     where = {"location": "right", "pad": 0.02} if beside else {"location": "bottom", "pad": 0.04}

@@ -37,6 +37,7 @@ class ItemIds:
         order: np.ndarray | None = None,
         train_mask: np.ndarray | None = None,
         fit_on: str = "all_items",
+        sequences: Any = None,
     ) -> tuple[SemanticIds, dict[str, Any]]:
         """The code of an item is its catalogue row. All arguments but `items` are unused.
 
@@ -46,7 +47,7 @@ class ItemIds:
         Returns:
             The artefact, and a report without quality: nothing was quantized.
         """
-        del key, vectors, order, train_mask, fit_on
+        del key, vectors, order, train_mask, fit_on, sequences
         names = np.asarray(items, str)
         ids = SemanticIds(
             codes=np.arange(len(names), dtype=np.int32)[:, None],
@@ -55,11 +56,4 @@ class ItemIds:
             quantizer=type(self).__name__,
             state={"items": np.frombuffer("\n".join(names.tolist()).encode(), np.uint8)},
         )
-        final = {
-            "sizes": list(ids.space.sizes),
-            "has_extra_digit": False,
-            "is_unique": True,
-            "space_id": ids.space_id,
-            "assignment_id": ids.assignment_id,
-        }
-        return ids, {"fit": {"quantizer": type(self).__name__}, "final": final}
+        return ids, {"fit": {"quantizer": type(self).__name__}, "final": ids.summary()}

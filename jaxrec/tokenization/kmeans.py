@@ -8,7 +8,6 @@ shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,13 +15,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from jaxrec.types import PyTree
+from jaxrec.tokenization.blocks import (
+    Blocks,
+    block_rows,
+    map_rows,
+    nearest,
+)
 
-_CPU_BLOCK = 2**19
-_ACCELERATOR_BLOCK = 2**25
 _CANDIDATES_PER_CODE = 4
 _ROUNDS = 8
 _SHRINK = 0.25
+_SLACK = 1e-2
+_ROWS_PER_CODE = 64
 
 
 class KMeansFit(NamedTuple):
@@ -37,14 +41,6 @@ class KMeansFit(NamedTuple):
     """Codes without a point; 0 unless the iterations ran out."""
 
 
-class _Statistics(NamedTuple):
-    """One pass over the points."""
-
-    codes: Array
-    residuals: Array
-    inertia: Array
-
-
 class _Lloyd(NamedTuple):
     """State of the iteration: the inertia is that of the centroids before the last update."""
 
@@ -53,121 +49,10 @@ class _Lloyd(NamedTuple):
     inertia: Array
     improvement: Array
     empty: Array
-
-
-def assign(
-    points: Float[Array, "n d"], centroids: Float[Array, "k d"], *, block: int | None = None
-) -> tuple[Int32[Array, " n"], Float[Array, " n"]]:
-    """Nearest centroid of every point, the lowest id among equals.
-
-    Args:
-        block: rows of which distances are held at once; fitted to the backend by default.
-
-    Returns:
-        Codes, and squared distances (never negative).
-    """
-    block = block or block_rows(centroids.shape[0])
-    return _assign(points, centroids, block=block)
-
-
-@partial(jax.jit, static_argnames=("block",))
-def _assign(points: Array, centroids: Array, *, block: int) -> tuple[Array, Array]:
-    return map_rows(lambda rows: nearest(rows, centroids), points, block)
-
-
-def block_rows(codes: int) -> int:
-    """Rows whose distances to this many codes are held at once: cache-sized on a CPU, larger on
-    accelerators, which want big matmuls."""
-    entries = _CPU_BLOCK if jax.default_backend() == "cpu" else _ACCELERATOR_BLOCK
-    return max(64, entries // codes)
-
-
-def map_rows(
-    function: Callable[[Array], PyTree], points: Float[Array, "n d"], block: int
-) -> PyTree:
-    """Applies a function of a block of rows to all rows, one block after the other.
-
-    Block i holds rows i, i + blocks, i + 2 blocks, ...: of an array whose rows are sharded, every
-    device works on its own part of every block.
-
-    Args:
-        function: [block, d] -> tree of arrays with `block` rows; rows must not mix.
-    """
-    rows = points.shape[0]
-    blocks = -(-rows // block)
-    if blocks <= 1:
-        return function(points)
-    block = -(-rows // blocks)
-    padded = jnp.pad(points, ((0, block * blocks - rows), (0, 0)))
-    strided = padded.reshape(block, blocks, points.shape[1])
-
-    def body(_, index):
-        return None, function(jax.lax.dynamic_index_in_dim(strided, index, 1, keepdims=False))
-
-    _, out = jax.lax.scan(body, None, jnp.arange(blocks))
-    return jax.tree.map(
-        lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:rows], out
-    )
-
-
-def nearest(
-    points: Float[Array, "n d"], centroids: Float[Array, "k d"]
-) -> tuple[Int32[Array, " n"], Float[Array, " n"]]:
-    """`assign` of one block: holds all n x k distances at once."""
-    scores = jnp.sum(centroids**2, -1) - 2 * jnp.dot(
-        points, centroids.T, precision=jax.lax.Precision.HIGHEST
-    )
-    # Two plain reductions; a variadic argmin is not vectorised on CPUs.
-    best = jnp.min(scores, -1, keepdims=True)
-    ids = jnp.arange(centroids.shape[0], dtype=jnp.int32)
-    codes = jnp.min(jnp.where(scores == best, ids, centroids.shape[0] - 1), -1)
-    return codes, jnp.maximum(best[:, 0] + jnp.sum(points**2, -1), 0.0)
-
-
-def group_sums(
-    points: Float[Array, "n d"], weights: Float[Array, " n"], codes: Int32[Array, " n"], k: int
-) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
-    """Weighted sum of the points of each code, and the sum of weights.
-
-    A scatter-add on a CPU (ten times faster there than a one-hot matmul), a blocked one-hot matmul
-    elsewhere (a scatter-add on a GPU adds in no fixed order).
-    """
-    return jax.lax.platform_dependent(
-        points,
-        weights,
-        codes,
-        cpu=partial(_group_sums_scatter, k=k),
-        default=partial(_group_sums_matmul, k=k),
-    )
-
-
-def _group_sums_scatter(
-    points: Array, weights: Array, codes: Array, *, k: int
-) -> tuple[Array, Array]:
-    sums = jax.ops.segment_sum(points * weights[:, None], codes, k)
-    return sums, jax.ops.segment_sum(weights, codes, k)
-
-
-def _group_sums_matmul(
-    points: Array, weights: Array, codes: Array, *, k: int
-) -> tuple[Array, Array]:
-    rows, width = points.shape
-    blocks = -(-rows // block_rows(k))
-    block = -(-rows // blocks)
-    padding = block * blocks - rows
-    points = jnp.pad(points, ((0, padding), (0, 0))).reshape(block, blocks, width)
-    weights = jnp.pad(weights, (0, padding)).reshape(block, blocks)
-    codes = jnp.pad(codes, (0, padding)).reshape(block, blocks)
-
-    def body(carry, index):
-        sums, counts = carry
-        take = partial(jax.lax.dynamic_index_in_dim, index=index, axis=1, keepdims=False)
-        member = jnp.where(take(codes)[:, None] == jnp.arange(k), take(weights)[:, None], 0.0)
-        sums += jnp.dot(member.T, take(points), precision=jax.lax.Precision.HIGHEST)
-        return (sums, counts + jnp.sum(member, 0)), None
-
-    start = (jnp.zeros((k, width), jnp.float32), jnp.zeros(k, jnp.float32))
-    return jax.lax.scan(body, start, jnp.arange(blocks))[0]
+    used: Array
+    """Blocks."""
+    is_first: Array
+    """Whether these blocks were never passed over before."""
 
 
 @jax.jit
@@ -176,15 +61,19 @@ def count_distinct(points: Float[Array, "n d"], weights: Float[Array, " n"]) -> 
 
     Compares 64-bit hashes of the rows: wrong by one with a probability below n^2 / 2^65.
     """
-    no_minus_zero = jnp.where(points == 0, 0.0, points)
-    bits = jax.lax.bitcast_convert_type(no_minus_zero, jnp.uint32)
-    column = jnp.arange(points.shape[1], dtype=jnp.uint32)
+    first, second = map_rows(_hash, points, block_rows(points.shape[1]))
     live = weights > 0
-    first = jnp.sum(_mix(bits ^ _mix(2 * column + 1)), -1, dtype=jnp.uint32)
-    second = jnp.sum(_mix(_mix(bits + _mix(2 * column + 2))), -1, dtype=jnp.uint32)
     dead, first, second = jax.lax.sort((~live, first, second), num_keys=3)
     is_new = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
     return jnp.sum(is_new & ~dead[1:], dtype=jnp.int32) + jnp.any(live).astype(jnp.int32)
+
+
+def _hash(points: Array) -> tuple[Array, Array]:
+    no_minus_zero = jnp.where(points == 0, 0.0, points)
+    bits = jax.lax.bitcast_convert_type(no_minus_zero, jnp.uint32)
+    column = jnp.arange(points.shape[1], dtype=jnp.uint32)
+    first = jnp.sum(_mix(bits ^ _mix(2 * column + 1)), -1, dtype=jnp.uint32)
+    return first, jnp.sum(_mix(_mix(bits + _mix(2 * column + 2))), -1, dtype=jnp.uint32)
 
 
 def _mix(word: Array) -> Array:
@@ -266,6 +155,7 @@ def lloyd(
     iterations: int = 50,
     tolerance: float = 1e-4,
     block: int | None = None,
+    grow_from: int | None = None,
 ) -> KMeansFit:
     """Lloyd's iteration from given centroids.
 
@@ -277,49 +167,52 @@ def lloyd(
         iterations: at most so many updates.
         tolerance: stop when an update lowers the inertia by no more than this fraction and no
             code is empty; 0 stops at a fixed point.
+        grow_from: begin with about so many rows, every so-manieth, and double them whenever an
+            update no longer helps much (nested mini-batches, Newling and Fleuret,
+            arXiv:1602.02934): most of the way costs a fraction of a pass. All rows from the start
+            by default.
     """
     if weights is None:
         weights = jnp.ones(points.shape[0], jnp.float32)
     block = block or block_rows(centroids.shape[0])
-    return _lloyd(points, weights, centroids, tolerance, iterations, block=block)
+    first = -(-(grow_from or points.shape[0]) // block)
+    return _lloyd(points, weights, centroids, tolerance, iterations, first, block=block)
 
 
 @partial(jax.jit, static_argnames=("block",))
 def _lloyd(
-    points: Array, weights: Array, start: Array, tolerance: Array, iterations: Array, *, block: int
+    points: Array,
+    weights: Array,
+    start: Array,
+    tolerance: Array,
+    iterations: Array,
+    first: Array,
+    *,
+    block: int,
 ) -> KMeansFit:
-    k = start.shape[0]
-
-    def measure(centroids: Array) -> _Statistics:
-        codes, residuals = map_rows(lambda rows: nearest(rows, centroids), points, block)
-        return _Statistics(codes, residuals, jnp.sum(residuals * weights))
+    rows = Blocks.of(points, weights, block)
 
     def proceed(carry: _Lloyd) -> Bool[Array, ""]:
         has_settled = (carry.improvement <= tolerance * carry.inertia) & (carry.empty == 0)
-        return (carry.step < iterations) & ~has_settled
+        return (carry.step < iterations) & ~(has_settled & (carry.used == rows.number))
 
     def update(carry: _Lloyd) -> _Lloyd:
-        now = measure(carry.centroids)
-        sums, counts = group_sums(points, weights, now.codes, k)
-        means = sums / jnp.where(counts > 0, counts, 1.0)[:, None]
-        farthest = jnp.where(weights > 0, now.residuals, -1.0)
-        centroids = _fill_empty(means, counts <= 0, points, farthest)
-        # The first update has nothing to compare with, and infinity minus a number is infinity.
-        return _Lloyd(
-            carry.step + 1,
-            centroids,
-            now.inertia,
-            jnp.where(carry.step == 0, jnp.inf, carry.inertia - now.inertia),
-            jnp.sum(counts <= 0, dtype=jnp.int32),
-        )
+        now = rows.measure(carry.centroids, carry.used)
+        means = now.sums / jnp.where(now.counts > 0, now.counts, 1.0)[:, None]
+        centroids = _fill_empty(means, now.counts <= 0, points, now.residuals)
+        improvement = jnp.where(carry.is_first, jnp.inf, carry.inertia - now.inertia)
+        empty = jnp.sum(now.counts <= 0, dtype=jnp.int32)
+        grows = (improvement <= _SLACK * now.inertia) & (empty == 0) & (carry.used < rows.number)
+        used = jnp.where(grows, jnp.minimum(2 * carry.used, rows.number), carry.used)
+        # A first pass over more rows has nothing to be compared with.
+        improvement = jnp.where(grows, jnp.inf, improvement)
+        return _Lloyd(carry.step + 1, centroids, now.inertia, improvement, empty, used, grows)
 
-    zero = jnp.int32(0)
-    first = _Lloyd(zero, start, jnp.float32(0), jnp.float32(jnp.inf), zero)
-    last = jax.lax.while_loop(proceed, update, first)
-    codes, _ = map_rows(lambda rows: nearest(rows, last.centroids), points, block)
-    # Exact differences: the expanded form leaves rounding noise where the residual is 0.
-    inertia = jnp.sum(weights * jnp.sum((points - last.centroids[codes]) ** 2, -1))
-    counts = jax.ops.segment_sum(weights, codes, k)
+    first = jnp.minimum(first, rows.number).astype(jnp.int32)
+    nothing, zero = jnp.float32(0), jnp.int32(0)
+    begin = _Lloyd(zero, start, nothing, jnp.float32(jnp.inf), zero, first, jnp.bool(True))
+    last = jax.lax.while_loop(proceed, update, begin)
+    codes, inertia, counts = rows.finish(last.centroids)
     unused = jnp.sum(counts <= 0, dtype=jnp.int32)
     return KMeansFit(last.centroids, codes, inertia, last.step, unused)
 
@@ -388,12 +281,14 @@ def fit_kmeans(
     if weights is None:
         weights = jnp.ones(points.shape[0], jnp.float32)
     k = max(1, min(k, int(count_distinct(points, weights))))
+    grow_from = _ROWS_PER_CODE * k
+    sample, counts = _every_so_manieth(points, weights, rows=grow_from)
     best = None
     for run in range(restarts if k > 1 else 1):
         centroids = points[:1]
         if k > 1:
             run_key = jax.random.fold_in(key, run)
-            centroids = start_centroids(run_key, points, weights, k, block=block)
+            centroids = start_centroids(run_key, sample, counts, k, block=block)
         fit = lloyd(
             points,
             centroids,
@@ -401,8 +296,16 @@ def fit_kmeans(
             iterations=iterations,
             tolerance=tolerance,
             block=block,
+            grow_from=grow_from,
         )
         if best is None or float(fit.inertia) < float(best.inertia):
             best = fit
     assert best is not None  # restarts >= 1 is checked by the caller's dataclass
     return best
+
+
+@partial(jax.jit, static_argnames=("rows",))
+def _every_so_manieth(points: Array, weights: Array, *, rows: int) -> tuple[Array, Array]:
+    """At least so many rows from all over, or all."""
+    stride = max(1, points.shape[0] // rows)
+    return points[::stride], weights[::stride]

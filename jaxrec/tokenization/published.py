@@ -22,10 +22,10 @@ from jaxtyping import PRNGKeyArray
 
 from jaxrec.data.tables import fingerprint_files, json_object
 from jaxrec.files import file_hash, write_text
-from jaxrec.tokenization.collisions import ExtraDigit, Reassign
-from jaxrec.tokenization.quality import quality_report
+from jaxrec.tokenization.collisions import ExtraDigit
 from jaxrec.tokenization.quantizer import check_vectors
 from jaxrec.tokenization.semantic_ids import SemanticIds, codes_as_text, codes_from_text
+from jaxrec.tokenization.tokenizer import finish
 
 _LARGEST_CODE = 2**20 - 1
 """Bounds the vocabulary by the file's good sense: one absurd code would ask for it all."""
@@ -56,15 +56,16 @@ class PublishedIds:
     sizes: tuple[int, ...] = ()
     """Codes of each level; by default the largest code in the file plus one."""
     collisions: Any = ExtraDigit()
-    """ExtraDigit() or Keep()."""
+    """ExtraDigit(), RandomLast() or Keep()."""
 
     schema_version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.collisions, Reassign):
+        if self.collisions.reads_vectors:
             raise ValueError(
-                "published semantic IDs come without codebooks, which Reassign measures distances "
-                "with; use ExtraDigit() or Keep()."
+                "published semantic IDs come without codebooks, which "
+                f"{type(self.collisions).__name__} measures distances with; use ExtraDigit(), "
+                "RandomLast() or Keep()."
             )
         if self.levels < 0 or any(size < 1 for size in self.sizes):
             raise ValueError(
@@ -89,8 +90,10 @@ class PublishedIds:
         order: np.ndarray | None = None,
         train_mask: np.ndarray | None = None,
         fit_on: str = "all_items",
+        sequences: Any = None,
     ) -> tuple[SemanticIds, dict[str, Any]]:
-        """Semantic IDs of a catalogue. Nothing is fitted: `key`, `train_mask`, `fit_on` are unused.
+        """Semantic IDs of a catalogue. Nothing is fitted: `key`, `train_mask`, `fit_on` and
+        `sequences` are unused.
 
         Args:
             vectors: Float[n, d], row = catalogue row: for the quality report only, may be None.
@@ -104,28 +107,24 @@ class PublishedIds:
             ValueError: the file is missing or malformed, lacks an item of the catalogue, or holds
                 codes beyond `sizes`; bad vectors.
         """
-        del key, train_mask, fit_on
+        del key, train_mask, fit_on, sequences
         names = [str(item) for item in items]
         points = None if vectors is None else np.asarray(check_vectors(vectors))
         if points is not None and len(names) != len(points):
             raise ValueError(f"{len(names)} item ids for {len(points)} vectors; give one each.")
         index, table = read_index(self.path, self.levels)
         rows = self._rows(index, names)
-        codes = table[rows]
-        sizes = self._sizes(table)
-        final = self.collisions(codes, sizes=sizes, order=order, vectors=points)
-        ids = SemanticIds(
-            codes=final.codes,
-            space=final.space,
-            items=np.asarray(names, str),
+        ids, report = finish(
+            self.collisions,
+            table[rows],
+            self._sizes(table),
+            items=names,
+            order=order,
+            vectors=points,
             quantizer=type(self).__name__,
             # Published codes of equal sizes mean different things: the content names the space.
             state={"index": np.frombuffer(_content(index, table), np.uint8)},
-        )
-        quality = quality_report(codes, sizes, vectors=points)
-        quality["advice"] += self._doubts(index, names)
-        return ids, {
-            "fit": {
+            fit={
                 "index": Path(self.path).name,
                 "sha256": file_hash(self.path),
                 "shift": self.shift,
@@ -133,16 +132,9 @@ class PublishedIds:
                 "n_unused_items": len(index) - len(set(rows.tolist())),
                 "fit_on": "published",
             },
-            "quality": quality,
-            "collisions": {"policy": type(self.collisions).__name__, **final.report},
-            "final": {
-                "sizes": list(final.space.sizes),
-                "has_extra_digit": final.space.has_extra_digit,
-                "is_unique": len(np.unique(final.codes, axis=0)) == len(names),
-                "space_id": ids.space_id,
-                "assignment_id": ids.assignment_id,
-            },
-        }
+        )
+        report["quality"]["advice"] += self._doubts(index, names)
+        return ids, report
 
     def _rows(self, index: dict[str, int], names: Sequence[str]) -> np.ndarray:
         """Rows of the file's table for the items of the catalogue."""

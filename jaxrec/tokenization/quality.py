@@ -13,16 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.tokenization.collisions import bucket_numbers
+from jaxrec.tokenization.leaves import bucket_numbers
+from jaxrec.tokenization.quality_advice import advice
+from jaxrec.tokenization.quality_behaviour import (
+    chance_hits,
+    forge_like,
+    prefix_overlap,
+    thin_pairs,
+    vector_hits,
+)
+from jaxrec.tokenization.quality_categories import (
+    Categories,
+    category_labels,
+    entropy_of,
+    prefix_purity,
+)
 
 Decode = Callable[[np.ndarray], np.ndarray]
 Numbers = dict[str, int | float]
 
-_COLLAPSED = 0.5
-_SKEWED = 0.8
-_TOO_MANY_LOST = 0.05
-_TOO_MANY_DUPLICATES = 0.01
-_LARGE_BUCKET = 64
+_COMPARISONS = 2**28
+_LEAST_PAIRS = 2000
+"""A neighbourhood compares every pair with the whole catalogue: large ones are judged by fewer
+pairs. Of 2,000 pairs a hit rate of .05 is known to .005."""
 
 
 def quality_report(
@@ -31,6 +44,9 @@ def quality_report(
     *,
     vectors: np.ndarray | None = None,
     decode: Decode | None = None,
+    categories: Categories | None = None,
+    take: str = "first",
+    pairs: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Everything that can be said about semantic codes, as plain numbers, with advice.
 
@@ -39,10 +55,18 @@ def quality_report(
         sizes: codes of each level.
         vectors: float[n, d] that were quantized; without them no alignment, no duplicates.
         decode: codes int32[n, 1..l] to vectors; without it no reconstruction errors.
+        categories: of the n items, a label or labels from broad to narrow (`category_labels`).
+        take: which of several labels counts, `first` or `deepest`.
+        pairs: int[m, 2], items that belong together in training (`successive_pairs`).
 
     Returns:
-        JSON-ready: `collisions`, `levels` (one entry a level), `random_floor`, and with vectors
-        `alignment`, `duplicates`, `reconstruction`; `advice` is a list of sentences.
+        JSON-ready: `collisions`, `levels` (one entry a level), `random_floor`, and where there is
+        what they need: `hourglass`, `alignment`, `duplicates`, `reconstruction`, `categories`
+        (`prefix_purity`), `behaviour` (`prefix_overlap`), `neighbourhood` (`forge_like`, with the
+        hits of the vectors themselves and of chance); `advice` is a list of sentences.
+
+    Raises:
+        ValueError: codes that do not fit the sizes, and as the functions named above.
     """
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] != len(sizes) or not len(codes):
@@ -63,8 +87,29 @@ def quality_report(
         report["alignment"] = prefix_alignment(codes, vectors)
         if decode is not None:
             report["reconstruction"] = reconstruction(codes, vectors, decode)
+    if len(sizes) > 2:
+        report["hourglass"] = hourglass(report["levels"], len(codes))
+    if categories is not None:
+        report["categories"] = prefix_purity(codes, category_labels(categories, take))
+    if pairs is not None:
+        report["behaviour"] = prefix_overlap(codes, pairs)
+        if decode is not None:
+            report["neighbourhood"] = _neighbourhood(codes, pairs, decode, vectors)
     report["advice"] = advice(report)
     return report
+
+
+def _neighbourhood(
+    codes: np.ndarray, pairs: np.ndarray, decode: Decode, vectors: np.ndarray | None
+) -> dict[str, Any]:
+    asked = thin_pairs(np.asarray(pairs), max(_LEAST_PAIRS, _COMPARISONS // len(codes)))
+    found = {
+        "kind": "forge_like",
+        "n_pairs": len(asked),
+        "quantized": forge_like(codes, decode, asked),
+        "chance": chance_hits(len(codes)),
+    }
+    return found if vectors is None else {**found, "vectors": vector_hits(vectors, asked)}
 
 
 def collision_rates(codes: np.ndarray) -> Numbers:
@@ -103,7 +148,7 @@ def level_usage(codes: np.ndarray, size: int) -> Numbers:
     """
     counts = np.bincount(codes, minlength=size)
     used = counts[counts > 0]
-    entropy = _entropy(used)
+    entropy = entropy_of(used)
     return {
         "size": size,
         "used": len(used),
@@ -132,8 +177,39 @@ def conditional_entropies(codes: np.ndarray) -> list[float]:
     """H(c_l | c_1 .. c_{l-1}) in nats for each level: what a generator has to decide there."""
     joint = [0.0]
     for level in range(codes.shape[1]):
-        joint.append(_entropy(np.bincount(bucket_numbers(codes[:, : level + 1]))))
+        joint.append(entropy_of(np.bincount(bucket_numbers(codes[:, : level + 1]))))
     return [max(after - before, 0.0) for before, after in itertools.pairwise(joint)]
+
+
+def hourglass(levels: list[Numbers], items: int) -> Numbers:
+    """Whether a middle level is used less evenly than the ends: the hourglass of residual codes
+    (Kuai et al., arXiv:2407.21488), through whose waist most paths lead.
+
+    Args:
+        levels: of three levels or more, their `size` and `entropy` (`level_usage`).
+        items: of the catalogue; a level cannot be more even than they allow.
+
+    Returns:
+        `level` = the least even of the middle, its `evenness` = entropy / ln(min(size, items)),
+        `ends` = the lower evenness of first and last level, `dip` = ends - evenness: positive in
+        an hourglass.
+
+    >>> entropies = (math.log(4), math.log(2), math.log(4))
+    >>> hourglass([{"size": 4, "entropy": each} for each in entropies], 16)
+    {'level': 1, 'evenness': 0.5, 'ends': 1.0, 'dip': 0.5}
+    """
+    evenness = [
+        level["entropy"] / math.log(most) if (most := min(level["size"], items)) > 1 else 1.0
+        for level in levels
+    ]
+    waist = min(range(1, len(levels) - 1), key=evenness.__getitem__)
+    ends = min(evenness[0], evenness[-1])
+    return {
+        "level": waist,
+        "evenness": evenness[waist],
+        "ends": ends,
+        "dip": ends - evenness[waist],
+    }
 
 
 def random_hash_floor(items: int, space: int) -> float:
@@ -220,52 +296,3 @@ def reconstruction(codes: np.ndarray, vectors: np.ndarray, decode: Decode) -> li
             }
         )
     return rows
-
-
-def advice(report: dict[str, Any]) -> list[str]:
-    """What is unhealthy in a report, and what to try; empty when nothing is."""
-    found = []
-    for number, level in enumerate(report["levels"]):
-        reachable = min(level["size"], report["n_items"])
-        if level["used"] <= max(1, _COLLAPSED * reachable) < reachable:
-            found.append(
-                f"Level {number} has collapsed: {level['used']} of {level['size']} codes are in "
-                "use. Standardise or whiten the vectors, or use fewer codes."
-            )
-        elif level["gini_used"] > _SKEWED:
-            found.append(
-                f"Level {number} is skewed (Gini {level['gini_used']:.2f}): a few codes hold most "
-                "items. Try more restarts, whitening, or a balanced quantizer."
-            )
-    return found + _collision_advice(report)
-
-
-def _collision_advice(report: dict[str, Any]) -> list[str]:
-    found = []
-    collisions, floor = report["collisions"], report["random_floor"]
-    duplicates = report.get("duplicates", {})
-    if (n_duplicates := duplicates.get("n_duplicate_rows", 0)) > _TOO_MANY_DUPLICATES * report[
-        "n_items"
-    ]:
-        found.append(
-            f"{n_duplicates} of {report['n_items']} items have the vector of another item: no "
-            "quantizer can separate them. Add text fields that differ, or keep an extra digit."
-        )
-    lost = duplicates.get("lost_ids_distinct", collisions["lost_ids"])
-    if lost > _TOO_MANY_LOST:
-        found.append(
-            f"{lost:.1%} of the IDs are lost to collisions although the vectors differ (random "
-            f"codes would make {floor:.1%} of the items collide): use more codes or a further "
-            "level."
-        )
-    if collisions["max_bucket"] > _LARGE_BUCKET:
-        found.append(
-            f"The largest bucket holds {collisions['max_bucket']} items: an extra digit must be "
-            "that wide. Look at those items; empty text is a common cause."
-        )
-    return found
-
-
-def _entropy(counts: np.ndarray) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum()) + 0.0

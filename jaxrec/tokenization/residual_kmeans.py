@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from jaxrec.tokenization.kmeans import block_rows, fit_kmeans, map_rows, nearest
+from jaxrec.tokenization.blocks import block_rows, map_rows, nearest, update_rows
+from jaxrec.tokenization.intake import own_rows
+from jaxrec.tokenization.kmeans import fit_kmeans
 from jaxrec.tokenization.quantizer import Aux, check_codes, check_vectors, check_weights
 from jaxrec.tracking import Progress
 
@@ -79,7 +81,7 @@ class ResidualKMeans:
     tolerance: float = 1e-4
     """A level is done when an update lowers its error by less than this fraction."""
 
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         sizes = self.asked_sizes
@@ -112,15 +114,15 @@ class ResidualKMeans:
             vectors: Float[n, d], numpy or jax; rows may be sharded over a mesh.
             aux: nothing, or {"weights": Float[n]}.
         """
-        points = check_vectors(vectors)
-        weights = check_weights(aux, points.shape[0])
-        offset, residuals = _centre(points, weights)
+        weights = check_weights(aux, len(vectors))
+        offset, residuals = _centre(*own_rows(vectors, weights))
+        weights = jnp.pad(weights, (0, len(residuals) - len(weights)))
         codebooks, scales, befores, fits = [], [], [], []
         with Progress(self.levels, "residual k-means", unit="levels") as progress:
             for level, size in enumerate(self.asked_sizes):
-                residuals, scale, before = _rescale(
-                    residuals, weights, normalise=self.normalise_residuals
-                )
+                scale = jnp.float32(1)
+                if self.normalise_residuals:
+                    residuals, scale = _rescale(residuals, weights)
                 fit = fit_kmeans(
                     jax.random.fold_in(key, level),
                     residuals,
@@ -130,8 +132,8 @@ class ResidualKMeans:
                     tolerance=self.tolerance,
                     restarts=self.restarts,
                 )
-                residuals = _subtract(residuals, fit.centroids, fit.codes)
-                befores.append(before)
+                befores.append(_energy(residuals, weights))
+                residuals = _subtract(residuals, fit.centroids, fit.codes, block=block_rows(size))
                 codebooks.append(fit.centroids)
                 scales.append(scale)
                 fits.append(fit)
@@ -217,25 +219,28 @@ class ResidualKMeans:
         return ResidualState(offset, tuple(codebooks), scales)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _centre(points: Array, weights: Array) -> tuple[Array, Array]:
     offset = jnp.sum(points * weights[:, None], 0) / jnp.sum(weights)
     return offset, points - offset
 
 
-@partial(jax.jit, static_argnames=("normalise",))
-def _rescale(residuals: Array, weights: Array, *, normalise: bool) -> tuple[Array, Array, Array]:
-    """Residuals as the level sees them, their mean length before, and their sum of squares."""
-    scale = jnp.float32(1)
-    if normalise:
-        scale = jnp.sum(jnp.linalg.norm(residuals, axis=-1) * weights) / jnp.sum(weights)
-        residuals = _unit(residuals)
-    return residuals, scale, jnp.sum(weights * jnp.sum(residuals**2, -1))
+@partial(jax.jit, donate_argnums=0)
+def _rescale(residuals: Array, weights: Array) -> tuple[Array, Array]:
+    """Residuals of unit length, and their mean length before."""
+    scale = jnp.sum(jnp.linalg.norm(residuals, axis=-1) * weights) / jnp.sum(weights)
+    return unit(residuals), scale
 
 
 @jax.jit
-def _subtract(residuals: Array, codebook: Array, codes: Array) -> Array:
-    return residuals - codebook[codes]
+def _energy(residuals: Array, weights: Array) -> Array:
+    return jnp.sum(weights * jnp.sum(residuals**2, -1))
+
+
+# Apart from `_energy`: what else reads the residuals would cost a second copy of them.
+@partial(jax.jit, donate_argnums=0, static_argnames=("block",))
+def _subtract(residuals: Array, codebook: Array, codes: Array, *, block: int) -> Array:
+    return update_rows(lambda rows, some: rows - codebook[some], residuals, codes, block)
 
 
 @partial(jax.jit, static_argnames=("normalise", "block"))
@@ -245,7 +250,7 @@ def _encode(
     def encode_block(rows: Array) -> Array:
         residuals, codes = rows - offset, []
         for codebook in codebooks:
-            residuals = _unit(residuals) if normalise else residuals
+            residuals = unit(residuals) if normalise else residuals
             codes.append(nearest(residuals, codebook)[0])
             residuals = residuals - codebook[codes[-1]]
         return jnp.stack(codes, -1)
@@ -262,6 +267,7 @@ def _decode(offset: Array, codebooks: tuple[Array, ...], scales: Array, codes: A
     return vectors
 
 
-def _unit(vectors: Array) -> Array:
+def unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Rows of unit length; rows of zeros stay."""
     # A residual of zeros has no direction and stays.
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from jaxrec.tokenization.kmeans import map_rows
+from jaxrec.tokenization.blocks import map_rows
+from jaxrec.tokenization.gradient_modes import GradientMode, rotate, straight_through
 from jaxrec.tokenization.mlp import Layer, apply_mlp
 from jaxrec.tokenization.vector_quantization import (
+    Distance,
+    Pick,
     Quantized,
     ResidualMode,
     look_up,
+    pick_nearest,
     quantize_residuals,
-    straight_through,
 )
 
 Reduction = Literal["mean", "sum"]
@@ -41,6 +44,47 @@ class RqVaeLosses(NamedTuple):
     reconstruction: Float[Array, ""]
     quantization: Float[Array, ""]
     quantized: Quantized
+    summed: Float[Array, "b latent"]
+    """Sums of the codewords, with the gradient that the mode gives them."""
+    decoded: Float[Array, "b d"]
+
+
+def apply_network(
+    layers: tuple[Layer, ...], rows: Float[Array, "b i"], *, is_residual: bool = False
+) -> Float[Array, "b o"]:
+    """The perceptron of the rows, or what it adds to them where `is_residual` (i = o)."""
+    out = apply_mlp(layers, rows)
+    return rows + out if is_residual else out
+
+
+def start_at_identity(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The same layers with a last one of zeros: x + MLP(x) starts as x."""
+    return (*layers[:-1], jax.tree.map(jnp.zeros_like, layers[-1]))
+
+
+def quantize_rows(
+    params: RqVaeParams,
+    rows: Float[Array, "b d"],
+    *,
+    residual_mode: ResidualMode = "paper",
+    gradient: GradientMode = "straight_through",
+    pick: Pick = pick_nearest,
+    is_residual: bool = False,
+) -> tuple[Quantized, Float[Array, "b latent"]]:
+    """The encoder's output level by level, and the sum of its codewords as the decoder gets it.
+
+    Args:
+        gradient: how what the decoder says reaches the encoder: from the sum of all levels at once,
+            straight through or by one rotation. In `gumbel` through the soft codewords that `pick`
+            must give, and so to the codebooks as well.
+    """
+    latents = apply_network(params.encoder, rows, is_residual=is_residual)
+    quantized = quantize_residuals(latents, params.codebooks, residual_mode, pick)
+    if gradient == "straight_through":
+        return quantized, straight_through(latents, quantized.total)
+    if gradient == "rotation":
+        return quantized, rotate(latents, quantized.total)
+    return quantized, quantized.total
 
 
 def rqvae_loss(
@@ -48,11 +92,15 @@ def rqvae_loss(
     rows: Float[Array, "b d"],
     *,
     residual_mode: ResidualMode = "paper",
+    gradient: GradientMode = "straight_through",
+    pick: Pick = pick_nearest,
+    is_residual: bool = False,
     reduction: Reduction = "mean",
     beta: float = 0.25,
+    reconstruction_weight: float = 1.0,
     quantization_weight: float = 1.0,
 ) -> tuple[Float[Array, ""], RqVaeLosses]:
-    """Loss of a batch: reconstruction + quantization_weight * quantization.
+    """Loss of a batch: the weighted sum of reconstruction and quantization.
 
         reconstruction  |x - Dec(z + sg(zhat - z))|^2            zhat: the sum of the codewords
         quantization    sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2
@@ -62,46 +110,68 @@ def rqvae_loss(
     Args:
         rows: vectors, standardised where the quantizer does so.
         residual_mode: see `quantize_residuals`.
+        gradient: see `quantize_rows`; the formula is that of `straight_through`.
+        pick: how codes are chosen, see `quantize_residuals`.
+        is_residual: both networks add to their input.
     """
-    latents = apply_mlp(params.encoder, rows)
-    quantized = quantize_residuals(latents, params.codebooks, residual_mode)
-    decoded = apply_mlp(params.decoder, straight_through(latents, quantized.total))
+    quantized, summed = quantize_rows(
+        params,
+        rows,
+        residual_mode=residual_mode,
+        gradient=gradient,
+        pick=pick,
+        is_residual=is_residual,
+    )
+    decoded = apply_network(params.decoder, summed, is_residual=is_residual)
     reconstruction = jnp.mean(jnp.sum((rows - decoded) ** 2, -1))
     quantization = jnp.mean(jnp.sum(quantized.codebook + beta * quantized.commitment, -1))
     if reduction == "mean":
         reconstruction = reconstruction / rows.shape[1]
-        quantization = quantization / latents.shape[1]
-    loss = reconstruction + quantization_weight * quantization
-    return loss, RqVaeLosses(reconstruction, quantization, quantized)
+        quantization = quantization / summed.shape[1]
+    loss = reconstruction_weight * reconstruction + quantization_weight * quantization
+    return loss, RqVaeLosses(reconstruction, quantization, quantized, summed, decoded)
 
 
-@partial(jax.jit, static_argnames=("block",))
+@partial(jax.jit, static_argnames=("block", "is_residual"))
 def latent_vectors(
-    encoder: tuple[Layer, ...], rows: Float[Array, "n d"], *, block: int
+    encoder: tuple[Layer, ...],
+    rows: Float[Array, "n d"],
+    *,
+    block: int,
+    is_residual: bool = False,
 ) -> Float[Array, "n latent"]:
     """The encoder's output, so many rows at once."""
-    return map_rows(partial(apply_mlp, encoder), rows, block)
+    return map_rows(partial(apply_network, encoder, is_residual=is_residual), rows, block)
 
 
-@partial(jax.jit, static_argnames=("block",))
+@partial(jax.jit, static_argnames=("block", "is_residual", "distance"))
 def nearest_codes(
-    params: RqVaeParams, rows: Float[Array, "n d"], *, block: int
+    params: RqVaeParams,
+    rows: Float[Array, "n d"],
+    *,
+    block: int,
+    is_residual: bool = False,
+    distance: Distance = "euclidean",
 ) -> Int32[Array, "n l"]:
     """Codes of (standardised) vectors, so many rows at once."""
+    pick = partial(pick_nearest, distance=distance)
 
     def encode_block(some: Array) -> Array:
-        return quantize_residuals(apply_mlp(params.encoder, some), params.codebooks).codes
+        latents = apply_network(params.encoder, some, is_residual=is_residual)
+        return quantize_residuals(latents, params.codebooks, pick=pick).codes
 
     return map_rows(encode_block, rows, block)
 
 
-@jax.jit
-def decoded_codes(params: RqVaeParams, codes: Int32[Array, "n m"]) -> Float[Array, "n d"]:
+@partial(jax.jit, static_argnames=("is_residual",))
+def decoded_codes(
+    params: RqVaeParams, codes: Int32[Array, "n m"], *, is_residual: bool = False
+) -> Float[Array, "n d"]:
     """The decoder's output for the sum of the first m levels' codewords."""
     total = look_up(params.codebooks[0], codes[:, 0])
     for level in range(1, codes.shape[1]):
         total = total + look_up(params.codebooks[level], codes[:, level])
-    return apply_mlp(params.decoder, total)
+    return apply_network(params.decoder, total, is_residual=is_residual)
 
 
 def named_arrays(params: RqVaeParams) -> dict[str, np.ndarray]:

@@ -2,7 +2,11 @@
 
 `space_id` names the token space (levels, sizes, quantizer): a checkpoint is bound to it.
 `assignment_id` names one index over that space (which item has which codes, and its parent):
-indexes may be exchanged under a checkpoint.
+indexes may be exchanged under a checkpoint. `extend.py` makes one from another.
+
+The artefact holds the quantizer's arrays and its class name, which is enough to tell spaces apart.
+The settings of quantizer and collision policy are in the recipe of the run that made it; encoding
+new items needs them.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.files import file_hash, json_hash, read_json, write_bytes, write_json
+from jaxrec.tokenization.leaves import bucket_numbers
 from jaxrec.types import TokenSpace
 
 SCHEMA_VERSION = 1
@@ -177,6 +182,16 @@ class SemanticIds:
                 low, high = low + np.searchsorted(column, [code, code + 1])
             found.append(self.items[np.sort(order[low:high])].tolist())
         return found
+
+    def summary(self) -> dict[str, Any]:
+        """What is used in the end, JSON-ready: sizes, uniqueness and the two hashes."""
+        return {
+            "sizes": list(self.space.sizes),
+            "has_extra_digit": self.space.has_extra_digit,
+            "is_unique": int(bucket_numbers(self.codes).max()) + 1 == self.num_items,
+            "space_id": self.space_id,
+            "assignment_id": self.assignment_id,
+        }
 
     def as_text(self, item: str) -> str:
         """The ID as people write it: `<a_12><b_7><c_201><d_0>`."""

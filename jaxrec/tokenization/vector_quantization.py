@@ -6,35 +6,29 @@ or a setting of its own; every function may be called from research code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from jaxrec.tokenization.kmeans import group_sums, nearest
+from jaxrec.tokenization.blocks import group_sums, nearest
+from jaxrec.tokenization.gradient_modes import gumbel_weights, straight_through
+from jaxrec.tokenization.sinkhorn import sinkhorn_codes
 
 ResidualMode = Literal["paper", "per_level_ste", "detach", "ema_cumsum"]
 """How a level's residual depends on what comes before it; see `quantize_residuals`."""
 
+Distance = Literal["euclidean", "cosine"]
+"""By which a codeword is near; see `squared_distances`."""
+
+Pick = Callable[[Array, Array, int], tuple[Array, Array]]
+"""How a level chooses: (residuals Float[b, d], codebook Float[k, d], level) -> codes Int32[b], and
+the codewords Float[b, d] that stand for them, differentiable in the codebook."""
+
 _RESET_NOISE = 0.01
 """Size of the noise on a revived codeword, relative to the residuals: tells twins apart."""
-
-
-def straight_through(
-    continuous: Float[Array, "*b d"], quantized: Float[Array, "*b d"]
-) -> Float[Array, "*b d"]:
-    """`quantized` on the way forward, exactly; the gradient goes to `continuous`, unchanged.
-
-    Source: Bengio, Leonard, Courville, arXiv:1308.3432.
-
-    >>> x, q = jnp.array([0.9]), jnp.array([1.0])
-    >>> float(straight_through(x, q)[0]), float(jax.grad(lambda x: straight_through(x, q)[0])(x)[0])
-    (1.0, 1.0)
-    """
-    # q + (x - x) and not the usual x + (q - x), which rounds.
-    stop = jax.lax.stop_gradient
-    return stop(quantized) + (continuous - stop(continuous))
 
 
 @jax.custom_vjp
@@ -57,12 +51,117 @@ def _look_up_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
+def squared_distances(
+    vectors: Float[Array, "b d"], codebook: Float[Array, "k d"], distance: Distance = "euclidean"
+) -> Float[Array, "b k"]:
+    """Of every vector to every codeword, fp32 and never negative; `cosine` between unit vectors.
+
+    Source: the cosine of Yu et al., "Vector-quantized image modeling", arXiv:2110.04627. There the
+    codewords are unit vectors too; here only the choice looks at directions, for a residual is what
+    a codeword of some length leaves over.
+    """
+    if distance == "cosine":
+        vectors, codebook = _unit(vectors), _unit(codebook)
+    products = jnp.dot(vectors, codebook.T, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.sum(vectors**2, -1, keepdims=True) + jnp.sum(codebook**2, -1)
+    return jnp.maximum(squares - 2 * products, 0.0)
+
+
+def nearest_by(
+    vectors: Float[Array, "b d"], codebook: Float[Array, "k d"], distance: Distance = "euclidean"
+) -> Int32[Array, " b"]:
+    """The nearest codeword of each vector, the lowest code among equals.
+
+    By `cosine` a vector of zeros has no direction and takes code 0.
+    """
+    if distance == "euclidean":
+        return nearest(vectors, codebook)[0]
+    # Products alone: squares of unit vectors are 1 but for rounding, which would break ties.
+    products = jnp.dot(_unit(vectors), _unit(codebook).T, precision=jax.lax.Precision.HIGHEST)
+    best = jnp.max(products, -1, keepdims=True)
+    ids = jnp.arange(codebook.shape[0], dtype=jnp.int32)
+    return jnp.min(jnp.where(products == best, ids, codebook.shape[0] - 1), -1)
+
+
+def pick_nearest(
+    residuals: Float[Array, "b d"],
+    codebook: Float[Array, "k d"],
+    level: int = 0,
+    *,
+    distance: Distance = "euclidean",
+) -> tuple[Int32[Array, " b"], Float[Array, "b d"]]:
+    """The `Pick` of inference: the nearest codeword, without a gradient to the residuals."""
+    del level
+    stop = jax.lax.stop_gradient
+    codes = nearest_by(stop(residuals), stop(codebook), distance)
+    return codes, look_up(codebook, codes)
+
+
+def pick_evenly(
+    residuals: Float[Array, "b d"],
+    codebook: Float[Array, "k d"],
+    level: int = 0,
+    *,
+    epsilons: tuple[float, ...],
+    iterations: int = 50,
+    distance: Distance = "euclidean",
+) -> tuple[Int32[Array, " b"], Float[Array, "b d"]]:
+    """A `Pick` that gives every code its share of the batch. Training only.
+
+    Source: LC-Rec, arXiv:2311.09049, which does so in the last of four levels, with .003, by
+    Sinkhorn's iteration.
+
+    Args:
+        epsilons: one a level, see `sinkhorn_codes`; a level of 0 takes the nearest.
+    """
+    if not epsilons[level]:
+        return pick_nearest(residuals, codebook, distance=distance)
+    stop = jax.lax.stop_gradient
+    costs = squared_distances(stop(residuals), stop(codebook), distance)
+    codes = sinkhorn_codes(costs, epsilon=epsilons[level], iterations=iterations)
+    return codes, look_up(codebook, codes)
+
+
+def pick_softly(
+    residuals: Float[Array, "b d"],
+    codebook: Float[Array, "k d"],
+    level: int = 0,
+    *,
+    key: PRNGKeyArray,
+    temperature: float | Float[Array, ""],
+    distance: Distance = "euclidean",
+) -> tuple[Int32[Array, " b"], Float[Array, "b d"]]:
+    """A `Pick` whose codewords are mixtures by `gumbel_weights`, differentiable in the residuals
+    too; the codes are those of `pick_nearest`, without noise. Training only.
+
+    Args:
+        key: of the noise; every level has its own.
+    """
+    costs = squared_distances(residuals, codebook, distance)
+    weights = gumbel_weights(jax.random.fold_in(key, level), costs, temperature)
+    stop = jax.lax.stop_gradient
+    codes = nearest_by(stop(residuals), stop(codebook), distance)
+    return codes, jnp.dot(weights, codebook, precision=jax.lax.Precision.HIGHEST)
+
+
+def mapped_codebook(
+    frozen: Float[Array, "k d"], linear: Float[Array, "d d"]
+) -> Float[Array, "k d"]:
+    """SimVQ's codewords: frozen ones times a trained map, so that every step moves all of them.
+
+    Source: Zhu et al., "Addressing representation collapse in vector quantized models with one
+    linear layer", arXiv:2411.02038.
+    """
+    frozen = jax.lax.stop_gradient(frozen)
+    return jnp.dot(frozen, linear, precision=jax.lax.Precision.HIGHEST)
+
+
 class Quantized(NamedTuple):
     """What `quantize_residuals` made of b vectors and l codebooks."""
 
     codes: Int32[Array, "b l"]
     total: Float[Array, "b d"]
-    """Sum of the codewords, without any gradient to the vectors."""
+    """Sum of the codewords; a soft `Pick` apart, without any gradient to the vectors."""
     residuals: tuple[Float[Array, "b d"], ...]
     """What each level was given."""
     codebook: Float[Array, "b l"]
@@ -75,6 +174,7 @@ def quantize_residuals(
     vectors: Float[Array, "b d"],
     codebooks: tuple[Float[Array, "_ d"], ...],
     mode: ResidualMode = "detach",
+    pick: Pick = pick_nearest,
 ) -> Quantized:
     """Level by level, the nearest codeword of what the levels before left over.
 
@@ -98,13 +198,14 @@ def quantize_residuals(
     Args:
         vectors: float32, the encoder's output.
         codebooks: one a level; levels may differ in size.
+        pick: chooses otherwise than the nearest: by angle, evenly, or softly. Whatever it gives as
+            a codeword takes the place of e^l everywhere.
     """
     stop = jax.lax.stop_gradient
     residual, total = vectors, jnp.zeros_like(vectors)
     codes, residuals, codebook_losses, commitments = [], [], [], []
-    for codebook in codebooks:
-        chosen, _ = nearest(stop(residual), stop(codebook))
-        codeword = look_up(codebook, chosen)
+    for level, codebook in enumerate(codebooks):
+        chosen, codeword = pick(residual, codebook, level)
         follows_means = mode == "ema_cumsum"
         pull = jnp.zeros_like(codeword) if follows_means else stop(residual) - codeword
         codes.append(chosen)
@@ -204,3 +305,9 @@ def reset_dead_codes(
         jnp.where(is_dead[:, None], fresh.sums, statistics.sums),
     )
     return codebook, statistics, jnp.sum(is_dead, dtype=jnp.int32)
+
+
+def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    # A vector of zeros has no direction and stays; its slope stays finite.
+    square = jnp.sum(vectors**2, -1, keepdims=True)
+    return vectors / jnp.sqrt(jnp.maximum(square, 1e-24))

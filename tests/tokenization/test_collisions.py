@@ -10,11 +10,13 @@ from jaxrec.tokenization.collisions import (
     ExtraDigit,
     Keep,
     Reassign,
+    Taken,
     bucket_digits,
     collision_counts,
     popularity_order,
 )
-from jaxrec.tokenization.reassignment import squared_distances
+from jaxrec.tokenization.leaves import squared_distances
+from jaxrec.types import TokenSpace
 
 SIZES = (4, 6)
 POLICIES = [ExtraDigit(), Reassign(), Reassign(moves="cheapest"), Keep()]
@@ -207,6 +209,37 @@ def test_a_full_prefix_spills_to_the_nearest_with_room(moves):
     assert final.codes[2:].tolist() == [[1, 1], [2, 0], [1, 0]]
 
 
+def test_in_a_full_prefix_no_code_moves_that_could_stay():
+    # Two places below prefix 0, three items: the one that is unique keeps its code although the
+    # second of the bucket is served before it.
+    codes = np.array([[0, 0], [0, 0], [0, 1], [1, 0]])
+    vectors = np.array([[0.0], [0.0], [1.0], [10.0]])
+    final = Reassign()(
+        codes, sizes=(2, 2), vectors=vectors, decode=lambda c: c @ [[10.0], [1.0]][: c.shape[1]]
+    )
+    assert final.codes.tolist() == [[0, 0], [1, 1], [0, 1], [1, 0]]
+    assert final.report["changed_rows"] == [1]
+    assert final.report["n_spilled"] == 1
+
+
+def test_new_items_take_the_lowest_free_digits_of_their_buckets():
+    space = TokenSpace((4, 6, 4), has_extra_digit=True)
+    # Digit 1 of bucket (0, 1) is free again; (2, 2) is new.
+    taken = Taken(np.array([[0, 1, 0], [0, 1, 2], [3, 3, 0]]), space)
+    codes = np.array([[0, 1], [2, 2], [3, 3], [0, 1]])
+    final = ExtraDigit()(codes, sizes=SIZES, order=np.array([3, 2, 1, 0]), taken=taken)
+    assert final.codes.tolist() == [[0, 1, 3], [2, 2, 0], [3, 3, 1], [0, 1, 1]]
+    assert final.space == space
+    message = r"\(0, 1\) holds 2 items and would get 3 more, but its extra digit has capacity 4"
+    with pytest.raises(ValueError, match=f"{message}.*tokenize again"):
+        ExtraDigit(capacity=64)(np.array([[0, 1]] * 3), sizes=SIZES, taken=taken)
+    with pytest.raises(ValueError, match=r"cannot join an index of levels \(4, 6\) \(without an"):
+        ExtraDigit()(codes, sizes=SIZES, taken=Taken(codes, TokenSpace(SIZES)))
+    for policy in (Keep(), Reassign()):
+        with pytest.raises(ValueError, match="the last an extra digit; give the policy"):
+            policy(codes, sizes=SIZES, vectors=np.zeros((4, 1)), decode=np.asarray, taken=taken)
+
+
 def test_three_levels_fill_to_the_last_place():
     codes = np.zeros((8, 3), int)
     generator = np.random.default_rng(0)
@@ -225,8 +258,10 @@ def test_three_levels_fill_to_the_last_place():
 def test_bad_input():
     with pytest.raises(ValueError, match="moves must be"):
         Reassign(moves="all")
-    with pytest.raises(ValueError, match="give it vectors and decode"):
+    with pytest.raises(ValueError, match="Reassign measures distances: give it vectors and decode"):
         Reassign()(np.zeros((2, 2), int), sizes=SIZES)
+    with pytest.raises(ValueError, match=r"vectors must be \[2, width\], got \(3, 1\)"):
+        Reassign()(np.zeros((2, 2), int), sizes=SIZES, vectors=np.zeros((3, 1)), decode=np.asarray)
     with pytest.raises(ValueError, match="headroom >= 1"):
         ExtraDigit(headroom=0.5)
     with pytest.raises(ValueError, match=r"levels have \(4, 6\) codes"):

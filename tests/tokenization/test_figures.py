@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxrec.tokenization.figures import figure_bytes, plane, usage_shares
+from jaxrec.tokenization.figures import figure_bytes, plane, top_share, usage_shares, usage_svg
 
 GENERATOR = np.random.default_rng(0)
 CODES = np.column_stack([GENERATOR.integers(0, 12, 300), GENERATOR.integers(0, 5, 300)])
@@ -57,3 +57,15 @@ def test_without_matplotlib_the_error_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "install jaxrec[plots]" in done.stdout
+
+
+def test_pictures_side_by_side_have_one_scale():
+    pytest.importorskip("matplotlib")
+    assert top_share(CODES, (12, 8)) == 4.0  # a floor, so that even use is not all one colour
+    few = CODES * [0, 1]
+    assert top_share(few, (12, 8)) == 12.0
+    own = usage_svg(CODES, (12, 8))
+    assert own == usage_svg(CODES, (12, 8), top=4.0)
+    # The scale of the other: its ticks, and other colours for the same shares.
+    assert "10x" not in own
+    assert "10x" in usage_svg(CODES, (12, 8), top=12.0)

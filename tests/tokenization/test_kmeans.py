@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec.parallel import make_mesh, rows_sharding
-from jaxrec.tokenization import kmeans
+from jaxrec.tokenization import blocks, kmeans
 
 KEY = jax.random.key(0)
 
@@ -63,8 +63,8 @@ def test_lowest_id_wins_ties():
 
 def test_no_more_than_one_block_of_distances_is_held():
     points, centroids = jnp.zeros((4096, 8)), jnp.zeros((128, 8))
-    small = kmeans._assign.lower(points, centroids, block=64).compile().memory_analysis()
-    whole = kmeans._assign.lower(points, centroids, block=4096).compile().memory_analysis()
+    small = blocks._assign.lower(points, centroids, block=64).compile().memory_analysis()
+    whole = blocks._assign.lower(points, centroids, block=4096).compile().memory_analysis()
     assert small.temp_size_in_bytes < 4096 * 128 * 4 / 4
     assert small.temp_size_in_bytes < whole.temp_size_in_bytes
 
@@ -73,7 +73,7 @@ def test_both_ways_to_sum_groups_equal_the_definition():
     points = jax.random.normal(KEY, (1001, 4))
     weights = jax.random.uniform(jax.random.key(1), (1001,))
     codes = jax.random.randint(jax.random.key(2), (1001,), 0, 50, jnp.int32)
-    for way in (kmeans._group_sums_scatter, kmeans._group_sums_matmul):
+    for way in (blocks._group_sums_scatter, blocks._group_sums_matmul):
         sums, counts = way(points, weights, codes, k=64)
         for code in range(64):
             mine = np.asarray(codes) == code
@@ -236,6 +236,20 @@ def test_rows_sharded_over_eight_devices_give_the_codes_of_one():
 def test_a_block_of_sharded_rows_needs_no_exchange_of_points():
     points = jax.ShapeDtypeStruct((1280, 8), jnp.float32, sharding=rows_sharding(make_mesh()))
     centroids = jax.ShapeDtypeStruct((24, 8), jnp.float32)
-    program = kmeans._assign.lower(points, centroids, block=160).compile().as_text()
+    program = blocks._assign.lower(points, centroids, block=160).compile().as_text()
     for exchange in ("all-gather", "all-to-all", "collective-permute"):
         assert exchange not in program
+
+
+def test_many_rows_grow_into_the_fit():
+    """Above 64 rows a code the fit begins with a sample; the result is as good, in less work."""
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(40_000, 8)), jnp.float32)
+    points = points.at[:, :2].multiply(6.0)
+    start = points[:32]
+    whole = kmeans.lloyd(points, start, iterations=60, block=1000)
+    grown = kmeans.lloyd(points, start, iterations=60, block=1000, grow_from=2000)
+    assert float(grown.inertia) < 1.01 * float(whole.inertia)
+    np.testing.assert_array_equal(grown.codes, blocks.assign(points, grown.centroids)[0])
+    # Settled on all rows, not on a part of them: one more update would change next to nothing.
+    again = kmeans.lloyd(points, grown.centroids, iterations=1, block=1000)
+    assert float(again.inertia) > (1 - 2e-4) * float(grown.inertia)

@@ -9,7 +9,9 @@ import pytest
 
 from jaxrec.recipe import from_json, to_json
 from jaxrec.tokenization import ExtraDigit, Keep, Reassign, SemanticIds, quality_report
+from jaxrec.tokenization.capacity import Capacity
 from jaxrec.tokenization.published import PublishedIds, read_index, write_index
+from jaxrec.tokenization.random_last import RandomLast
 
 CODES = {"0": (3, 1), "1": (0, 4), "2": (3, 1), "3": (2, 0)}
 INDEX = {item: [f"<a_{first}>", f"<b_{second}>"] for item, (first, second) in CODES.items()}
@@ -63,6 +65,14 @@ def test_without_vectors_and_with_collisions_kept(index):
     assert ids.space.sizes == (4, 5)
     assert not report["final"]["is_unique"]
     assert "alignment" not in report["quality"]
+
+
+def test_colliding_items_may_draw_other_last_codes(index):
+    ids, report = PublishedIds(index, collisions=RandomLast())(items=["0", "1", "2"])
+    assert ids.codes[:2].tolist() == [[3, 1], [0, 4]]
+    assert ids.codes[2, 0] == 3
+    assert report["final"]["is_unique"]
+    assert report["collisions"]["changed_rows"] == [2]
 
 
 def test_the_space_is_the_content_of_the_file(tmp_path, index):
@@ -152,6 +162,8 @@ def test_bad_calls(index, tmp_path):
         PublishedIds(index, sizes=(4,))(items=["0"])
     with pytest.raises(ValueError, match="come without codebooks"):
         PublishedIds(index, collisions=Reassign())
+    with pytest.raises(ValueError, match="Capacity measures distances with; use ExtraDigit"):
+        PublishedIds(index, collisions=Capacity())
     with pytest.raises(ValueError, match="levels and sizes must be positive"):
         PublishedIds(index, sizes=(0,))
     with pytest.raises(ValueError, match="holds 2 items but the extra digit has capacity 1"):

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from jaxrec.tokenization import quality
+from jaxrec.tokenization.quality_advice import advice
+from jaxrec.tokenization.quality_behaviour import forge_like, prefix_overlap, vector_hits
+from jaxrec.tokenization.quality_categories import prefix_purity
 
 GENERATOR = np.random.default_rng(0)
 CODES = GENERATOR.integers(0, 4, (120, 3))
@@ -136,9 +139,83 @@ def test_the_report_is_plain_json():
     assert [level["size"] for level in report["levels"]] == [4, 5, 4]
     assert report["levels"][1]["utilisation"] == 0.8
     assert len(report["reconstruction"]) == 3
-    assert {"alignment", "duplicates"} & set(quality.quality_report(CODES, SIZES)) == set()
+    absent = {"alignment", "duplicates", "categories", "behaviour", "neighbourhood"}
+    assert absent & set(quality.quality_report(CODES, SIZES)) == set()
     with pytest.raises(ValueError, match=r"must be \[items, 2\]"):
         quality.quality_report(CODES, (4, 4))
+
+
+def test_the_report_reads_categories_and_pairs():
+    """Each part is what its own function says."""
+    pairs = GENERATOR.integers(0, 120, (300, 2))
+    paths = [["root", "abc"[code % 3]] for code in CODES[:, 0]]
+    books = GENERATOR.normal(size=(3, 4, 7))
+
+    def decode(codes):
+        return sum(books[level][codes[:, level]] for level in range(codes.shape[1]))
+
+    report = quality.quality_report(
+        CODES, SIZES, vectors=VECTORS, decode=decode, categories=paths, pairs=pairs
+    )
+    assert json.loads(json.dumps(report)) == report
+    assert report["categories"] == prefix_purity(CODES, [path[1] for path in paths])
+    assert report["categories"]["prefixes"][1]["purity"] == 1.0
+    assert report["behaviour"] == prefix_overlap(CODES, pairs)
+    neighbourhood = report["neighbourhood"]
+    assert neighbourhood["kind"] == "forge_like"
+    assert neighbourhood["n_pairs"] == 300
+    assert neighbourhood["quantized"] == forge_like(CODES, decode, pairs)
+    assert neighbourhood["vectors"] == vector_hits(VECTORS, pairs)
+    assert neighbourhood["chance"]["hr@10"] == pytest.approx(10 / 119)
+    bare = quality.quality_report(CODES, SIZES, decode=decode, pairs=pairs)["neighbourhood"]
+    assert "vectors" not in bare
+    assert bare["quantized"] == neighbourhood["quantized"]
+
+
+def test_a_large_catalogue_is_judged_by_fewer_pairs(monkeypatch):
+    monkeypatch.setattr(quality, "_COMPARISONS", 120 * 60)
+    monkeypatch.setattr(quality, "_LEAST_PAIRS", 50)
+    pairs = np.column_stack([np.arange(100), np.arange(100) + 1])
+
+    def asked(items):
+        codes = np.zeros((items, 1), int)
+        report = quality.quality_report(codes, (1,), decode=lambda c: np.ones((1, 2)), pairs=pairs)
+        assert report["behaviour"]["n_pairs"] == 100
+        return report["neighbourhood"]["n_pairs"]
+
+    assert asked(101) == 71
+    assert asked(300) == 50  # no fewer
+
+
+def test_the_deepest_label_on_request():
+    paths = [["a", str(code)] for code in CODES[:, 0]]
+    paths[0] = ["b", paths[0][1]]
+    reports = [quality.quality_report(CODES, SIZES, categories=paths)]
+    reports.append(quality.quality_report(CODES, SIZES, categories=paths, take="deepest"))
+    assert [report["categories"]["n_categories"] for report in reports] == [2, 4]
+
+
+def test_an_hourglass_is_measured():
+    rows = np.arange(4096)
+    narrow = np.where(rows % 256 < 192, 0, rows % 16)
+    codes = np.column_stack([rows % 16, narrow, rows // 256])
+    report = quality.quality_report(codes, (16, 16, 16))
+    share = np.bincount(narrow) / 4096
+    evenness = -(share * np.log(share)).sum() / math.log(16)
+    assert report["hourglass"] == {
+        "level": 1,
+        "evenness": pytest.approx(evenness),
+        "ends": pytest.approx(1.0),
+        "dip": pytest.approx(1.0 - evenness),
+    }
+    assert "Level 1 is the waist of an hourglass" in report["advice"][0]
+    turned = quality.quality_report(codes[:, [1, 0, 2]], (16, 16, 16))
+    assert turned["hourglass"]["dip"] == pytest.approx(evenness - 1.0)
+    assert not any("hourglass" in each for each in turned["advice"])
+    assert "hourglass" not in quality.quality_report(codes[:, :2], (16, 16))
+    # Three items cannot be uneven among 16 codes, and one code is as even as it can be.
+    few = quality.quality_report(np.arange(3)[:, None].repeat(3, 1) * [1, 0, 1], (16, 1, 16))
+    assert few["hourglass"]["dip"] == pytest.approx(0.0)
 
 
 def advice_of(codes, sizes, vectors=None):
@@ -158,3 +235,43 @@ def test_advice_names_what_is_ill():
     assert "1022 of 1024 items have the vector" in advice_of(healthy, (32, 32), same)
     # A catalogue of three items cannot use 32 codes; that is no collapse.
     assert "collapsed" not in advice_of(np.array([[0], [1], [2]]), (32,))
+
+
+def test_advice_on_categories():
+    rows = np.arange(1024)
+    codes = np.column_stack([rows % 32, rows // 32])
+    strewn = [str(each) for each in GENERATOR.integers(0, 6, 1024)]
+    report = quality.quality_report(codes, (32, 32), categories=strewn)
+    assert "says next to nothing about the category" in report["advice"][0]
+    for healthy in ([str(row % 32 // 8) for row in rows], ["one"] * 1024):
+        assert quality.quality_report(codes, (32, 32), categories=healthy)["advice"] == []
+
+
+def told(quantized, vectors, chance=0.01, pairs=(0.5, 0.03), n_pairs=1000):
+    """Advice on a healthy index with these hit rates and shares of pairs."""
+    rows = np.arange(1024)
+    report = quality.quality_report(np.column_stack([rows % 32, rows // 32]), (32, 32))
+    hits = {"quantized": quantized, "vectors": vectors, "chance": chance}
+    report["neighbourhood"] = {
+        name: {"hr@10": 0.0, "hr@100": value} for name, value in hits.items()
+    }
+    # The smaller K must not be what speaks: it would have no chance to lose.
+    report["neighbourhood"]["chance"]["hr@10"] = chance / 10
+    prefixes = [{"levels": 1, "pairs": pairs[0], "chance": pairs[1]}]
+    report["behaviour"] = {"n_pairs": n_pairs, "prefixes": prefixes}
+    return " ".join(advice(report))
+
+
+def test_advice_on_behaviour():
+    assert told(0.1, 0.15) == ""
+    assert "Quantization loses the neighbourhoods" in told(0.07, 0.15)
+    assert "HR@100 is 0.070, by the vectors themselves 0.150, by chance 0.010" in told(0.07, 0.15)
+    assert "Even the vectors do not find" in told(0.01, 0.019)
+    assert "Even the vectors" not in told(0.02, 0.021)
+    # Nothing can be said of a catalogue that K nearly covers, nor by a handful of pairs.
+    assert told(0.9, 0.9, chance=0.9) == ""
+    assert told(0.07, 0.15, pairs=(0.03, 0.03), n_pairs=99) == ""
+    blind = told(0.1, 0.15, pairs=(0.044, 0.03))
+    assert "4.4% of the items taken one after the other share their first code" in blind
+    assert "of any two items 3.0%" in blind
+    assert told(0.1, 0.15, pairs=(0.046, 0.03)) == ""

@@ -266,3 +266,12 @@ def test_bad_input():
         SMALL.fit(KEY, VECTORS, {"weights": np.zeros(800)})
     with pytest.raises(ValueError, match="got pairs"):
         SMALL.fit(KEY, VECTORS, {"pairs": 1})
+
+
+def test_rows_of_the_host_and_of_the_device_give_one_fit():
+    """More rows than one piece, and no multiple of it: the host's come over in pieces."""
+    points = np.random.default_rng(0).normal(size=(2**16 + 77, 4)).astype(np.float32)
+    quantizer = ResidualKMeans(1, 8, iterations=3)
+    one, other = quantizer.fit(KEY, points), quantizer.fit(KEY, jnp.asarray(points))
+    np.testing.assert_array_equal(one.codebooks[0], other.codebooks[0])
+    np.testing.assert_allclose(one.offset, points.mean(0), atol=1e-5)

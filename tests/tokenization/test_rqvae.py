@@ -7,6 +7,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxrec.parallel import make_mesh, rows_sharding
@@ -19,11 +20,15 @@ from jaxrec.tokenization import (
     Tokenizer,
     quality_report,
     rqvae,
+    rqvae_training,
 )
+from jaxrec.tokenization.contrastive_quantization import ReconstructionContrast
+from jaxrec.tokenization.gradient_modes import rotate, straight_through
+from jaxrec.tokenization.letter import LetterCollaborative, LetterDiversity
 from jaxrec.tokenization.mlp import Layer, init_mlp
 from jaxrec.tokenization.rqvae import RqVaeState
-from jaxrec.tokenization.rqvae_network import RqVaeParams, rqvae_loss
-from jaxrec.tokenization.vector_quantization import first_statistics
+from jaxrec.tokenization.rqvae_network import RqVaeParams, quantize_rows, rqvae_loss
+from jaxrec.tokenization.vector_quantization import nearest_by, pick_softly
 from jaxrec.training import AdamW
 from tests.tokenization.test_residual_kmeans import clustered
 
@@ -128,7 +133,14 @@ def test_identity_networks_with_the_codebooks_of_k_means_are_residual_k_means():
 
 def test_it_is_a_quantizer_and_survives_the_recipe_file():
     assert isinstance(SMALL, Quantizer)
-    other = RqVae(levels=2, codes=(8, 4), residual_mode="detach", optimizer=AdamW(weight_decay=0.1))
+    other = RqVae(
+        levels=2,
+        codes=(8, 4),
+        residual_mode="detach",
+        optimizer=AdamW(weight_decay=0.1),
+        sinkhorn=(0.0, 0.003),
+        regularizers=(LetterCollaborative(0.02), LetterDiversity()),
+    )
     assert from_json(json.loads(json.dumps(to_json(other)))) == other
     assert hash(SMALL) == hash(dataclasses.replace(SMALL))
 
@@ -185,26 +197,169 @@ def test_moving_mean_codebooks_equal_numpy_after_a_step():
     counts = 0.9 * 400 / 16 + 0.1 * np.bincount(codes, minlength=16)
     sums = 0.9 * 400 / 16 * book
     np.add.at(sums, codes, 0.1 * latents)
-    training = rqvae._Training(
-        params,
-        quantizer.optimizer.build(1).init(params),
-        (first_statistics(params.codebooks[0], 400),),
-        jnp.zeros(1, jnp.int32),
-    )
     ends = rqvae.weight_ends(np.ones(400))
-    training, _ = rqvae._run(
-        quantizer, 400, training, KEY, jnp.arange(1), jnp.asarray(VECTORS), ends
+    trained, _, _ = rqvae_training.train(quantizer, KEY, params, jnp.asarray(VECTORS), ends, 400)
+    np.testing.assert_allclose(trained.codebooks[0], sums / counts[:, None], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "through"), [("straight_through", straight_through), ("rotation", rotate)]
+)
+def test_the_reconstruction_reaches_the_encoder_from_the_sum_of_all_levels(gradient, through):
+    identity = (Layer(jnp.eye(6), jnp.zeros(6)),)
+    params = RqVaeParams(identity, identity, STATE.params.codebooks)
+    latents = jnp.asarray(VECTORS[:30, :6])
+    total = quantize_rows(params, latents)[0].total
+    upstream = jnp.asarray(np.random.default_rng(4).normal(size=(30, 6)), jnp.float32)
+    for mode in MODES:
+
+        def summed(z, mode=mode):
+            return quantize_rows(params, z, residual_mode=mode, gradient=gradient)[1]
+
+        value, pull = jax.vjp(summed, latents)
+        np.testing.assert_array_equal(value, total)
+        expected = jax.vjp(lambda z: through(z, total), latents)[1](upstream)[0]
+        np.testing.assert_allclose(pull(upstream)[0], expected, rtol=1e-5)
+
+
+def test_gumbel_moves_codebooks_by_the_reconstruction_and_cools_down():
+    quantizer = dataclasses.replace(SMALL, gradient="gumbel", temperature=(2.0, 0.1))
+    picks = [rqvae_training.training_pick(quantizer, KEY, jnp.asarray(step)) for step in (0, 99)]
+    for pick, temperature in zip(picks, (2.0, 0.1)):
+        residuals, book = jnp.asarray(VECTORS[:20, :6]), STATE.params.codebooks[0]
+        expected = pick_softly(residuals, book, 1, key=KEY, temperature=temperature)
+        np.testing.assert_allclose(pick(residuals, book, 1)[1], expected[1], rtol=1e-4, atol=1e-5)
+
+    def reconstruction(books, pick, gradient):
+        params = STATE.params._replace(codebooks=books)
+        rows = jnp.asarray(VECTORS[:20])
+        return rqvae_loss(params, rows, pick=pick, gradient=gradient)[1].reconstruction
+
+    slope = jax.grad(reconstruction)(STATE.params.codebooks, picks[0], "gumbel")
+    assert min(np.abs(each).max() for each in slope) > 1e-3
+    # Straight through there is none, whatever the codewords are.
+    slope = jax.grad(reconstruction)(STATE.params.codebooks, picks[0], "straight_through")
+    assert max(np.abs(each).max() for each in slope) == 0
+
+
+def test_the_even_assignment_is_that_of_the_levels_that_ask_for_it():
+    quantizer = dataclasses.replace(SMALL, sinkhorn=(0.0, 0.003))
+    pick = rqvae_training.training_pick(quantizer, KEY, jnp.asarray(0))
+    residuals, book = jnp.asarray(VECTORS[:128, :6]), STATE.params.codebooks[0]
+    nearest = nearest_by(residuals, book)
+    np.testing.assert_array_equal(pick(residuals, book, 0)[0], nearest)
+    counts, uneven = (
+        np.bincount(each, minlength=16) for each in (pick(residuals, book, 1)[0], nearest)
     )
+    assert counts.std() < 0.5 * uneven.std()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gradient": "rotation", "distance": "cosine", "codebook": "simvq", "dead_below": 0.0},
+        {"gradient": "gumbel", "annealing": "linear", "residual_mode": "detach"},
+        {"sinkhorn": (0.0, 0.01), "sinkhorn_iterations": 20},
+    ],
+)
+def test_the_options_train_and_their_states_come_back(fields):
+    quantizer = dataclasses.replace(SMALL, **fields)
+    state = quantizer.fit(KEY, VECTORS)
+    assert explained(quantizer, state, VECTORS) > 0.4
+    assert np.abs(state.params.codebooks[0] - STATE.params.codebooks[0]).max() > 1e-4
+    assert min(quantizer.report(state)["fit_utilisation"]) > 0.7
+    back = quantizer.from_arrays(quantizer.to_arrays(state))
+    codes = quantizer.encode(state, VECTORS)
+    np.testing.assert_array_equal(quantizer.encode(back, VECTORS), codes)
+    np.testing.assert_array_equal(quantizer.decode(back, codes), quantizer.decode(state, codes))
+    if quantizer.distance == "cosine":
+        other = dataclasses.replace(quantizer, distance="euclidean")
+        assert (np.asarray(other.encode(state, VECTORS)) != codes).any()
+    if quantizer.codebook == "simvq":
+        # All codes of a level moved by one linear map: 16 of them in 6 dimensions cannot by chance.
+        still = dataclasses.replace(quantizer, optimizer=AdamW(learning_rate=0.0), steps=1)
+        for first, last in zip(still.fit(KEY, VECTORS).params.codebooks, state.params.codebooks):
+            first, last = np.asarray(first, np.float64), np.asarray(last, np.float64)
+            _, errors, _, _ = np.linalg.lstsq(first, last, rcond=None)
+            assert errors.sum() < 1e-8 * (last**2).sum()
+            assert np.abs(last - first).max() > 0.01
+
+
+def test_residual_networks_start_as_residual_k_means_and_get_better():
+    """RQ-KMeans+: before the first step codes and vectors are those of residual k-means."""
+    plus = dataclasses.replace(SMALL, residual_networks=True, latent=12, standardise=False)
+    still = dataclasses.replace(plus, optimizer=AdamW(learning_rate=0.0), steps=1)
+    start_key = jax.random.split(KEY)[0]
+    means = ResidualKMeans(2, 16, iterations=rqvae._START_ITERATIONS)
+    fitted = means.fit(jax.random.split(start_key, 4)[3], VECTORS)
+    codes = means.encode(fitted, VECTORS)
+    state = still.fit(KEY, VECTORS)
+    np.testing.assert_array_equal(still.encode(state, VECTORS), codes)
     np.testing.assert_allclose(
-        training.params.codebooks[0], sums / counts[:, None], rtol=1e-3, atol=1e-4
+        still.decode(state, codes), means.decode(fitted, codes), rtol=1e-4, atol=1e-5
     )
+    trained = plus.fit(KEY, VECTORS)
+    assert explained(plus, trained, VECTORS) > explained(still, state, VECTORS) + 0.01
+    assert np.abs(trained.params.encoder[0].weight - state.params.encoder[0].weight).max() > 1e-3
+    with pytest.raises(ValueError, match="whose width is 12, and latent is 6; set latent=12"):
+        dataclasses.replace(plus, latent=6).fit(KEY, VECTORS)
+
+
+KNOWN = np.arange(400) % 3 > 0
+BEHAVIOUR = np.where(KNOWN[:, None], clustered(rows=400, width=8, seed=7), np.nan)
+
+
+def test_regularizers_of_no_weight_change_nothing():
+    parts = (
+        LetterCollaborative(0.0),
+        LetterDiversity(0.0, clusters=4),
+        ReconstructionContrast(0.0),
+    )
+    quantizer = dataclasses.replace(SMALL, regularizers=parts)
+    assert quantizer.reads == ("collaborative", "has_behaviour")
+    aux = {"collaborative": BEHAVIOUR, "has_behaviour": KNOWN}
+    state = quantizer.fit(KEY, VECTORS, aux)
+    assert_equal_states(state.params, STATE.params)
+    report = quantizer.report(state)
+    first = {
+        name: report[f"fit_{name}_loss"][0] for name in ("LetterCollaborative", "LetterDiversity")
+    }
+    assert all(0.5 < each < 20 for each in first.values())
+
+
+def test_regularizers_lower_their_losses_and_equal_keys_give_equal_states(monkeypatch):
+    parts = (LetterCollaborative(1.0), LetterDiversity(0.1, clusters=4, every=30))
+    quantizer = dataclasses.replace(SMALL, regularizers=parts)
+    aux = {"collaborative": BEHAVIOUR, "has_behaviour": KNOWN}
+    state = quantizer.fit(KEY, VECTORS, aux)
+    losses = np.asarray(state.trace.regularization)
+    assert losses.shape == (100, 2)
+    assert (losses[-10:].mean(0) < losses[:10].mean(0) - 0.05).all()
+    # What the rows without behaviour have there does not matter; nor do the dispatches.
+    monkeypatch.setattr(rqvae_training, "_STEPS_PER_DISPATCH", 25)
+    other = {"collaborative": np.nan_to_num(BEHAVIOUR, nan=5.0), "has_behaviour": KNOWN}
+    assert_equal_states(quantizer.fit(KEY, VECTORS, other), state)
+
+
+def test_a_contrast_may_take_the_place_of_the_squared_error():
+    contrast = ReconstructionContrast()
+    quantizer = dataclasses.replace(SMALL, regularizers=(contrast,), reconstruction_weight=0.0)
+    state = quantizer.fit(KEY, VECTORS)
+    losses = np.asarray(state.trace.regularization)[:, 0]
+    assert losses[-10:].mean() < losses[:10].mean() - 0.5
+    decoded = np.asarray(quantizer.decode(state, quantizer.encode(state, VECTORS)))
+    points, decoded = ((each - state.mean) / state.scale for each in (VECTORS, decoded))
+    lengths = np.linalg.norm(points, axis=1) * np.linalg.norm(decoded, axis=1)
+    # Directions come back; lengths, which nothing asks for, need not.
+    assert ((points * decoded).sum(1) / lengths).mean() > 0.6
+    assert explained(quantizer, state, VECTORS) < explained(SMALL, STATE, VECTORS)
 
 
 def test_equal_keys_give_equal_states_however_the_steps_are_dispatched(monkeypatch):
     assert_equal_states(SMALL.fit(KEY, VECTORS), STATE)
     other = SMALL.fit(jax.random.key(1), VECTORS)
     assert np.abs(other.params.codebooks[0] - STATE.params.codebooks[0]).max() > 1e-3
-    monkeypatch.setattr(rqvae, "_STEPS_PER_DISPATCH", 25)
+    monkeypatch.setattr(rqvae_training, "_STEPS_PER_DISPATCH", 25)
     assert_equal_states(SMALL.fit(KEY, VECTORS), STATE)
 
 
@@ -356,6 +511,17 @@ def test_the_tokenizer_saves_it_with_the_ids(tmp_path):
         ({"dead_below": 1.0}, "dead_below < 1"),
         ({"settled": 1.1}, "settled <= 1"),
         ({"decay": 1.0}, "decay < 1"),
+        ({"reconstruction_weight": -1.0}, "reconstruction_weight >= 0"),
+        ({"reconstruction_weight": 0.0}, "nothing to train the decoder by"),
+        ({"temperature": (1.0, 0.0)}, "two positive numbers"),
+        ({"sinkhorn": (0.0, 0.003)}, r"sinkhorn is \(0.0, 0.003\) for 3 levels"),
+        ({"sinkhorn": (0.0, 0.0, -0.1)}, "one epsilon >= 0 a level"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations is 0"),
+        ({"regularizers": ("letter",)}, "'letter' is no regularizer"),
+        ({"gradient": "gumbel", "residual_mode": "ema_cumsum"}, "gumbel.*follow means"),
+        ({"gradient": "gumbel", "sinkhorn": (0.0, 0.0, 0.1)}, "mixes codewords"),
+        ({"codebook": "simvq"}, "set dead_below=0"),
+        ({"codebook": "simvq", "dead_below": 0.0, "residual_mode": "ema_cumsum"}, "simvq.*means"),
     ],
 )
 def test_bad_hyper_parameters(fields, message):
@@ -375,6 +541,10 @@ def test_bad_input():
         SMALL.decode(STATE, np.array([[0, 16]]))
     with pytest.raises(ValueError, match="one entry a row"):
         SMALL.fit(KEY, VECTORS, {"weights": np.ones(3)})
+    lettered = dataclasses.replace(SMALL, regularizers=(LetterCollaborative(),))
+    for aux in (None, {"collaborative": BEHAVIOUR}):
+        with pytest.raises(ValueError, match=r"LetterCollaborative reads.*lacks.*has_behaviour"):
+            lettered.fit(KEY, VECTORS, aux)
     with pytest.raises(ValueError, match="got pairs"):
         SMALL.fit(KEY, VECTORS, {"pairs": 1})
     wild = dataclasses.replace(SMALL, optimizer=AdamW(learning_rate=1e30, warmup_steps=0))
@@ -384,20 +554,62 @@ def test_bad_input():
         wild.fit(KEY, VECTORS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Adagrad:
+    """The optimizer of TIGER's tokenizer, which collapses on raw vectors (METHODS T3)."""
+
+    learning_rate: float = 0.4
+
+    def build(self, total_steps):
+        return optax.adagrad(self.learning_rate)
+
+    def rate(self, step, total_steps):
+        return jnp.full(jnp.shape(step), self.learning_rate)
+
+
+COLLAPSING = {
+    "standardise": False,
+    "reduction": "sum",
+    "dead_below": 0.0,
+    "optimizer": Adagrad(),
+}
+
+
+def collapsed_levels(report):
+    return sum("has collapsed" in sentence for sentence in report["advice"])
+
+
+def test_settings_that_collapse_are_told_from_those_that_do_not():
+    """Unit vectors that differ little, as text encoders give them (METHODS T2 (vii))."""
+    generator = np.random.default_rng(5)
+    vectors = generator.normal(size=12) + 0.1 * generator.normal(size=(400, 12))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for fields, collapsed in ((COLLAPSING, 2), ({}, 0)):
+        quantizer = dataclasses.replace(SMALL, **fields)
+        state = quantizer.fit(KEY, vectors)
+        codes = np.asarray(quantizer.encode(state, vectors))
+        report = quality_report(codes, quantizer.sizes(state), vectors=vectors)
+        assert collapsed_levels(report) == collapsed
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_beauty_uses_every_code_and_loses_fewer_ids_than_k_means(shared_data):
     from jaxrec.data.datasets.sequences import read_item_lines
-    from jaxrec.representation import ItemVectors, Standardise, TextFields, WordLlama
+    from jaxrec.representation import L2, ItemVectors, TextFields, WordLlama
 
     table = read_item_lines(shared_data / "amazon2014-beauty" / "items.jsonl")
     text = TextFields(("title", "brand_and_categories"))
-    vectors = ItemVectors(WordLlama(), text, (Standardise(),))(dict(table)).vectors
+    vectors = ItemVectors(WordLlama(), text, (L2(),))(dict(table)).vectors
     reports = []
-    for quantizer in (ResidualKMeans(), RqVae()):
+    tight = RqVae(quantization_weight=10.0, optimizer=AdamW(learning_rate=3e-3, weight_decay=1e-4))
+    for quantizer in (ResidualKMeans(), tight, RqVae(steps=100, **COLLAPSING)):
         state = quantizer.fit(KEY, vectors)
         codes = np.asarray(quantizer.encode(state, vectors))
         reports.append(quality_report(codes, quantizer.sizes(state), vectors=vectors))
-    means, ours = reports
+    means, ours, broken = reports
     assert [level["utilisation"] for level in ours["levels"]] == [1.0, 1.0, 1.0]
+    assert ours["duplicates"]["lost_ids_distinct"] < 0.05
     assert ours["collisions"]["lost_ids"] < means["collisions"]["lost_ids"]
+    assert collapsed_levels(ours) == 0
+    assert collapsed_levels(broken) >= 2

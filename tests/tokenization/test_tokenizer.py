@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from jaxrec.recipe import from_json, to_json
-from jaxrec.representation import ItemVectors, TextFields
+from jaxrec.representation import ItemVectors, TextFields, WordLlama
 from jaxrec.tokenization import (
     ExtraDigit,
+    ItemIds,
     Keep,
+    PublishedIds,
     Reassign,
     ResidualKMeans,
     SemanticIds,
@@ -83,6 +87,182 @@ def test_unseen_items_shape_nothing_when_fitted_on_train_items():
         np.testing.assert_array_equal(before.state[name], after.state[name])
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstSign:
+    schema_version = 1
+
+    def fit(self, key, vectors, aux=None):
+        return {"width": np.asarray(vectors.shape[1])}
+
+    def encode(self, state, vectors):
+        return np.asarray(vectors[:, :2] > 0, np.int32)
+
+    def decode(self, state, codes):
+        decoded = np.zeros((len(codes), int(state["width"])), np.float32)
+        decoded[:, : codes.shape[1]] = np.asarray(codes) * 2 - 1
+        return decoded
+
+    def sizes(self, state):
+        return (2, 2)
+
+    def report(self, state):
+        return {"quantizer": "FirstSign"}
+
+    def to_arrays(self, state):
+        return state
+
+    def from_arrays(self, arrays):
+        return dict(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader(FirstSign):
+    """Keeps what its fit was given."""
+
+    reads: tuple[str, ...] = ()
+    seen: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def fit(self, key, vectors, aux=None):
+        self.seen.update(aux or {}, vectors=np.asarray(vectors))
+        return super().fit(key, vectors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """An encoder that says what it was asked."""
+
+    reads_text = False
+
+    def encode(self, texts, *, table, fit_mask, seed, sequences=None):
+        assert texts == []
+        assert table == {"item": ITEMS[:6]}
+        width = np.full(len(fit_mask), len(sequences.item))
+        return np.stack([np.arange(len(fit_mask)), fit_mask, width, np.full(6, seed)], 1)
+
+    def fingerprint(self):
+        return "of a file"
+
+
+# Items 1 and 4 are never had.
+EVENTS = SimpleNamespace(offsets=np.array([0, 3, 5]), item=np.array([0, 2, 3, 5, 0]))
+
+
+def pair_finder(sequences, items):
+    assert sequences is EVENTS
+    assert items == 6
+    return np.array([[0, 2], [2, 3], [3, 5], [5, 0]])
+
+
+def test_behaviour_reaches_the_quantizers_that_read_it():
+    reader = Reader(("collaborative", "has_behaviour", "pairs"))
+    stage = Tokenizer(reader, collaborative=Behaviour(), pairs=pair_finder)
+    stage(KEY, VECTORS[:6], items=ITEMS[:6], sequences=EVENTS)
+    seen = reader.seen
+    assert set(seen) == {"collaborative", "has_behaviour", "pairs", "vectors"}
+    assert seen["collaborative"].dtype == np.float32
+    assert seen["collaborative"][:, :3].tolist() == [[row, 1, 5] for row in range(6)]
+    assert seen["has_behaviour"].tolist() == [True, False, True, True, False, True]
+    assert seen["pairs"].tolist() == [[0, 2], [2, 3], [3, 5], [5, 0]]
+    seeds = {seen["collaborative"][0, 3]}
+    stage(KEY, VECTORS[:6], items=ITEMS[:6], sequences=EVENTS)
+    seeds.add(seen["collaborative"][0, 3])
+    assert len(seeds) == 1
+    stage(jax.random.key(1), VECTORS[:6], items=ITEMS[:6], sequences=EVENTS)
+    assert seen["collaborative"][0, 3] not in seeds
+    assert stage.fingerprint() == "of a file"
+    assert Tokenizer().fingerprint() == ""
+
+
+def test_behaviour_of_the_fitted_rows_alone():
+    reader = Reader(("collaborative", "has_behaviour", "pairs"))
+    mask = np.array([True, False, True, True, False, True])
+    Tokenizer(reader, collaborative=Behaviour(), pairs=pair_finder)(
+        KEY, VECTORS[:6], items=ITEMS[:6], sequences=EVENTS, train_mask=mask, fit_on="train_items"
+    )
+    seen = reader.seen
+    np.testing.assert_array_equal(seen["vectors"], VECTORS[[0, 2, 3, 5]])
+    assert seen["collaborative"][:, :2].tolist() == [[0, 1], [2, 1], [3, 1], [5, 1]]
+    assert seen["has_behaviour"].tolist() == [True] * 4
+    assert seen["pairs"].tolist() == [[0, 1], [1, 2], [2, 3], [3, 0]]  # numbered anew
+    mask[3] = False
+    Tokenizer(reader, collaborative=Behaviour(), pairs=pair_finder)(
+        KEY, VECTORS[:6], items=ITEMS[:6], sequences=EVENTS, train_mask=mask, fit_on="train_items"
+    )
+    assert seen["pairs"].tolist() == [[0, 1], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("reads", "arguments", "message"),
+    [
+        (("collaborative",), {}, r"reads vectors of behaviour: set Tokenizer\(collaborative"),
+        (("pairs",), {}, r"reads pairs of items: set Tokenizer\(pairs"),
+        (
+            ("has_behaviour",),
+            {"sequences": None},
+            "learns from training events, and there are none",
+        ),
+        (("sound",), {}, "reads sound, which a Tokenizer does not have"),
+    ],
+)
+def test_missing_behaviour_is_named(reads, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(Reader(reads))(
+            KEY, VECTORS[:6], items=ITEMS[:6], **({"sequences": EVENTS} | arguments)
+        )
+
+
+def test_bad_behaviour():
+    with pytest.raises(ValueError, match="reads texts; it must be an encoder of behaviour"):
+        Tokenizer(collaborative=WordLlama())
+    for pairs, message in (
+        (np.array([[0, 6]]), r"pairs name rows 0\.\.6, but there are 6 items"),
+        (np.array([[0.0, 1.0]]), "pairs must be integers"),
+        (np.array([0, 1]), r"got int64 \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Tokenizer(Reader(("pairs",)), pairs=lambda *_, pairs=pairs: pairs)(
+                KEY, VECTORS[:6], items=ITEMS[:6], sequences=EVENTS
+            )
+
+
+def test_bad_vectors_are_refused_or_mended():
+    with pytest.raises(ValueError, match="all 5 vectors are equal, so semantic IDs cannot tell"):
+        Tokenizer(SMALL)(KEY, np.ones((5, 3)), items=ITEMS[:5])
+    holes = VECTORS[:9].copy()
+    holes[[2, 4], 0] = np.nan, np.inf
+    with pytest.raises(ValueError, match="2 of 9 vectors have non-finite numbers"):
+        Tokenizer(SMALL)(KEY, holes, items=ITEMS[:9])
+    # Fewer items than codes: as many codes as there are different vectors, and it is reported.
+    few, report = Tokenizer(SMALL)(KEY, VECTORS[:9], items=ITEMS[:9])
+    assert few.space.sizes[0] == 8  # row 7 is row 3
+    assert report["fit"]["capped_levels"] == [0, 1]
+    assert report["quality"]["duplicates"]["n_duplicate_rows"] == 1
+    alone, _ = Tokenizer(SMALL)(KEY, VECTORS[:1], items=ITEMS[:1])
+    assert alone.codes.tolist() == [[0, 0, 0]]
+
+
+def test_every_tokenizer_takes_the_call_of_the_pipeline(tmp_path):
+    (tmp_path / "index.json").write_text(json.dumps(dict.fromkeys(ITEMS[:6], "SID_1_0")))
+    call = {
+        "items": ITEMS[:6],
+        "order": np.arange(6),
+        "train_mask": np.ones(6, bool),
+        "fit_on": "train_items",
+        "sequences": EVENTS,
+    }
+    for stage in (
+        Tokenizer(Reader()),
+        PublishedIds(str(tmp_path / "index.json")),
+        ItemIds(),
+    ):
+        ids, report = stage(KEY, VECTORS[:6], **call)
+        assert ids.items.tolist() == ITEMS[:6]
+        assert report["final"] == ids.summary()
+        assert report["final"]["is_unique"]
+    kept = dataclasses.replace(ids, codes=np.array([[0], [1], [2], [3], [4], [4]]))
+    assert not kept.summary()["is_unique"]
+
+
 def test_errors_and_recipe_file():
     with pytest.raises(ValueError, match="3 item ids for 400 vectors"):
         Tokenizer(SMALL)(KEY, VECTORS, items=ITEMS[:3])
@@ -96,33 +276,6 @@ def test_errors_and_recipe_file():
 
 def test_a_quantizer_is_one_dataclass():
     """What docs tell a reader to write: nothing to register, nothing to inherit."""
-
-    @dataclasses.dataclass(frozen=True)
-    class FirstSign:
-        schema_version = 1
-
-        def fit(self, key, vectors, aux=None):
-            return {"width": np.asarray(vectors.shape[1])}
-
-        def encode(self, state, vectors):
-            return np.asarray(vectors[:, :2] > 0, np.int32)
-
-        def decode(self, state, codes):
-            decoded = np.zeros((len(codes), int(state["width"])), np.float32)
-            decoded[:, : codes.shape[1]] = np.asarray(codes) * 2 - 1
-            return decoded
-
-        def sizes(self, state):
-            return (2, 2)
-
-        def report(self, state):
-            return {"quantizer": "FirstSign"}
-
-        def to_arrays(self, state):
-            return state
-
-        def from_arrays(self, arrays):
-            return dict(arrays)
 
     ids, report = Tokenizer(FirstSign())(KEY, VECTORS, items=ITEMS)
     np.testing.assert_array_equal(ids.codes[:, 0], VECTORS[:, 0] > 0)

@@ -1,5 +1,7 @@
 """Vector quantization's parts against numpy, and the gradients that tell residual modes apart."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,20 @@ import pytest
 
 from jaxrec.tokenization.mlp import apply_mlp, init_mlp
 from jaxrec.tokenization.rows import draw_rows, weight_ends, weighted_moments
+from jaxrec.tokenization.sinkhorn import sinkhorn_codes
 from jaxrec.tokenization.vector_quantization import (
     CodeStatistics,
     ema_codebook,
     first_statistics,
     look_up,
+    mapped_codebook,
+    nearest_by,
+    pick_evenly,
+    pick_nearest,
+    pick_softly,
     quantize_residuals,
     reset_dead_codes,
-    straight_through,
+    squared_distances,
     update_statistics,
 )
 
@@ -85,14 +93,93 @@ def test_gradients_tell_the_residual_modes_apart(mode):
     np.testing.assert_allclose(to_books[1], expected, atol=1e-4)
 
 
-def test_straight_through_is_the_codeword_with_the_gradient_of_the_vector():
-    quantized = LATENTS[::-1] * 1e3
-    upstream = GENERATOR.normal(size=LATENTS.shape).astype(np.float32)
-    value, pull = jax.vjp(straight_through, jnp.asarray(LATENTS), jnp.asarray(quantized))
-    np.testing.assert_array_equal(value, quantized)
-    to_vector, to_codeword = pull(jnp.asarray(upstream))
-    np.testing.assert_array_equal(to_vector, upstream)
-    np.testing.assert_array_equal(to_codeword, 0)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_distances_and_the_nearest_equal_the_slow_reference(distance):
+    vectors, book = LATENTS.astype(np.float64), BOOKS[0].astype(np.float64)
+    if distance == "cosine":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        book /= np.linalg.norm(book, axis=1, keepdims=True)
+    expected = ((vectors[:, None] - book) ** 2).sum(-1)
+    given = jnp.asarray(LATENTS), jnp.asarray(BOOKS[0])
+    np.testing.assert_allclose(squared_distances(*given, distance), expected, atol=1e-5)
+    np.testing.assert_array_equal(nearest_by(*given, distance), expected.argmin(1))
+
+
+def test_the_cosine_looks_at_directions_and_ties_go_to_the_lowest_code():
+    book = jnp.array([[1.0, 1.0], [0.0, 3.0], [0.0, 0.5]])
+    vectors = jnp.array([[0.0, 0.1], [0.0, 40.0], [0.0, 0.0], [2.0, 2.1]])
+    np.testing.assert_array_equal(nearest_by(vectors, book, "cosine"), [1, 1, 0, 0])
+    np.testing.assert_array_equal(nearest_by(vectors, book), [2, 1, 2, 0])
+    slope = jax.grad(lambda x: jnp.sum(squared_distances(x, book, "cosine")))(vectors)
+    assert np.isfinite(slope).all()
+
+
+def test_a_pick_decides_codes_and_codewords_of_every_level():
+    got = quantize_residuals(
+        jnp.asarray(LATENTS),
+        tuple(map(jnp.asarray, BOOKS)),
+        pick=partial(pick_nearest, distance="cosine"),
+    )
+    residual = LATENTS.astype(np.float64)
+    for level, book in enumerate(BOOKS):
+        unit = book / np.linalg.norm(book, axis=1, keepdims=True)
+        codes = (residual @ unit.T).argmax(1)
+        np.testing.assert_array_equal(got.codes[:, level], codes)
+        residual = residual - book[codes]
+        np.testing.assert_allclose(got.commitment[:, level], (residual**2).sum(1), rtol=1e-4)
+
+
+def test_an_even_pick_shares_the_batch_out_and_a_level_of_zero_takes_the_nearest():
+    residuals, book = jnp.asarray(LATENTS), jnp.asarray(BOOKS[2])
+    pick = partial(pick_evenly, epsilons=(0.0, 0.003), iterations=100)
+    codes, codewords = pick(residuals, book, 1)
+    plan = sinkhorn_codes(squared_distances(residuals, book), epsilon=0.003, iterations=100)
+    np.testing.assert_array_equal(codes, plan)
+    np.testing.assert_allclose(np.bincount(codes, minlength=4), 10, atol=2)
+    np.testing.assert_array_equal(codewords, book[codes])
+    np.testing.assert_array_equal(pick(residuals, book, 0)[0], nearest_by(residuals, book))
+    assert np.bincount(nearest_by(residuals, book), minlength=4).max() > 12
+    # The plan of the cosine is another one, and looks at directions only.
+    by_angle = partial(pick, level=1, distance="cosine")
+    np.testing.assert_array_equal(by_angle(residuals, book)[0], by_angle(2 * residuals, book)[0])
+    assert (np.asarray(by_angle(residuals, book)[0]) != codes).any()
+
+
+def test_a_soft_pick_mixes_codewords_and_moves_vectors_and_codebook():
+    residuals, book = jnp.asarray(LATENTS[:6]), jnp.asarray(BOOKS[0])
+    noise = np.asarray(jax.random.gumbel(jax.random.fold_in(KEY, 1), (6, 7)), np.float64)
+
+    def slow(x, e):
+        logits = np.exp((noise - ((x[:, None] - e) ** 2).sum(-1)) / 0.8)
+        return logits / logits.sum(1, keepdims=True) @ e
+
+    pick = partial(pick_softly, level=1, key=KEY, temperature=0.8)
+    codes, codewords = pick(residuals, book)
+    np.testing.assert_array_equal(codes, nearest_by(residuals, book))
+    doubles = LATENTS[:6].astype(np.float64), BOOKS[0].astype(np.float64)
+    np.testing.assert_allclose(codewords, slow(*doubles), rtol=1e-4, atol=1e-5)
+    mix = GENERATOR.normal(size=(6, 5))
+    slopes = jax.grad(lambda x, e: jnp.sum(pick(x, e)[1] * mix), argnums=(0, 1))(residuals, book)
+    for number, slope in enumerate(slopes):
+        step = [np.zeros_like(each) for each in doubles]
+        step[number][3, 2] = 1e-6
+        high, low = (
+            slow(*(each + sign * move for each, move in zip(doubles, step))) for sign in (1, -1)
+        )
+        np.testing.assert_allclose(
+            slope[3, 2], ((high - low) * mix).sum() / 2e-6, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_a_mapped_codebook_is_moved_by_its_map_alone():
+    book, linear = jnp.asarray(BOOKS[0]), jnp.asarray(GENERATOR.normal(size=(5, 5)), jnp.float32)
+    np.testing.assert_allclose(
+        mapped_codebook(book, linear), BOOKS[0] @ linear, rtol=1e-4, atol=1e-5
+    )
+    slopes = jax.grad(lambda e, w: jnp.sum(mapped_codebook(e, w)), argnums=(0, 1))(book, linear)
+    np.testing.assert_array_equal(slopes[0], 0)
+    expected = np.tile(BOOKS[0].sum(0)[:, None], (1, 5))
+    np.testing.assert_allclose(slopes[1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_looking_up_has_the_gradient_of_indexing():
