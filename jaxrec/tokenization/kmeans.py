@@ -1,9 +1,6 @@
-"""Lloyd's k-means as pure, jitted functions: blocked, weighted, deterministic.
+"""Lloyd's k-means as pure, jitted functions: growing samples, weighted, deterministic.
 
-Distances are fp32 at full matmul precision (accelerators would otherwise round the operands), ties
-go to the lowest code, and an n x k matrix never exists beyond one block of rows. Everything is
-plain jnp, so rows that are sharded over a mesh stay where they are: a block takes rows from every
-shard.
+Rows are looked at a block at a time (`blocks.py`): no n x k matrix, no second copy of the points.
 """
 
 from __future__ import annotations
@@ -25,8 +22,10 @@ from jaxrec.tokenization.blocks import (
 _CANDIDATES_PER_CODE = 4
 _ROUNDS = 8
 _SHRINK = 0.25
-_SLACK = 1e-2
 _ROWS_PER_CODE = 64
+"""Rows a code that a fit begins with."""
+_SLACK = 1e-2
+"""A part of the rows has told what it can when an update lowers its inertia by less than this."""
 
 
 class KMeansFit(NamedTuple):

@@ -252,8 +252,8 @@ def _renew(model: Any, training: Training, step: Array, key: Array) -> Training:
     """What the regularizers remember, before a step."""
     memories = []
     for number, each in enumerate(model.regularizers):
-        # Not the keys of the losses of the same step.
-        own_key = jax.random.fold_in(jax.random.fold_in(key, model.levels + number), 1)
+        # Beyond the keys of the levels and of the losses of the same step.
+        own_key = jax.random.fold_in(key, model.levels + len(model.regularizers) + number)
         codebooks = with_maps(training.trained).codebooks
         memories.append(each.renew(training.memories[number], step, own_key, codebooks))
     return training._replace(memories=tuple(memories))

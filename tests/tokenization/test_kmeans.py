@@ -45,7 +45,7 @@ def slow_lloyd(points, centroids, iterations, weights=None):
 def test_assignment_equals_the_definition_whatever_the_block(block):
     points = jax.random.normal(KEY, (333, 9))
     centroids = jax.random.normal(jax.random.key(1), (21, 9))
-    codes, distances = kmeans.assign(points, centroids, block=block)
+    codes, distances = blocks.assign(points, centroids, block=block)
     expected, exact = slow_assign(points, centroids)
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_allclose(distances, exact, atol=1e-5, rtol=1e-5)
@@ -55,7 +55,7 @@ def test_lowest_id_wins_ties():
     # Whole numbers are exact in fp32, so equal distances are equal.
     points = jnp.asarray(list(itertools.product((-1, 0, 1), repeat=3)), jnp.float32)
     centroids = jnp.concatenate([points[5:20], points[::-1], points])
-    codes, _ = kmeans.assign(points, centroids, block=4)
+    codes, _ = blocks.assign(points, centroids, block=4)
     expected, _ = slow_assign(points, centroids)
     np.testing.assert_array_equal(codes, expected)
     assert (slow_assign(points, centroids[::-1])[0] != len(centroids) - 1 - expected).any()
@@ -226,8 +226,8 @@ def test_rows_sharded_over_eight_devices_give_the_codes_of_one():
     eight = kmeans.lloyd(sharded, points[:24], block=160)
     np.testing.assert_array_equal(one.codes, eight.codes)
     np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
-    one_codes = kmeans.assign(points, one.centroids, block=160)[0]
-    eight_codes, _ = kmeans.assign(sharded, one.centroids, block=160)
+    one_codes = blocks.assign(points, one.centroids, block=160)[0]
+    eight_codes, _ = blocks.assign(sharded, one.centroids, block=160)
     np.testing.assert_array_equal(one_codes, eight_codes)
     assert len(eight_codes.sharding.device_set) == 8
     assert not eight_codes.sharding.is_fully_replicated

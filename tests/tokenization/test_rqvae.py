@@ -283,6 +283,14 @@ def test_the_options_train_and_their_states_come_back(fields):
             _, errors, _, _ = np.linalg.lstsq(first, last, rcond=None)
             assert errors.sum() < 1e-8 * (last**2).sum()
             assert np.abs(last - first).max() > 0.01
+        # Not even weight decay moves the codes themselves.
+        training = rqvae_training.start_training(quantizer, state.params, 128)
+        before = [np.array(book) for book in state.params.codebooks]
+        ends, steps = rqvae.weight_ends(np.ones(400)), jnp.arange(50)
+        points = jnp.asarray(VECTORS)
+        training, _ = rqvae_training.run_steps(quantizer, 128, training, KEY, steps, points, ends)
+        for one, other in zip(training.trained.networks.codebooks, before):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_residual_networks_start_as_residual_k_means_and_get_better():
