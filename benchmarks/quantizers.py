@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 from common import QUIET, THREADS, finish, parser, run
 from mixture import mixture
+from peers.quantizers_faiss import peak_gib
 
 PEER = Path(__file__).resolve().parent / "peers" / "quantizers_faiss.py"
 LEVELS, CODES, ITERATIONS, TOLERANCE = 3, 256, 25, 1e-3
@@ -55,7 +55,7 @@ def ours(path: Path, warm: bool) -> dict[str, Any]:
         "seconds": seconds,
         "mse": report["fit_mse_after"][-1],
         "iterations": report["fit_iterations"],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_gib(),
     }
 
 
