@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from jaxrec.tokenization.blocks import block_rows, map_rows
+from jaxrec.tokenization.gradient_modes import straight_through
 from jaxrec.tokenization.mlp import apply_mlp, init_mlp
 from jaxrec.tokenization.quantizer import Aux, check_codes, check_vectors, check_weights
 from jaxrec.tokenization.rows import draw_rows, weight_ends, weighted_moments
 from jaxrec.tokenization.rqvae_network import RqVaeParams, from_named, named_arrays, named_shapes
-from jaxrec.tokenization.vector_quantization import straight_through
 from jaxrec.tracking import Progress
 from jaxrec.training.optimizers import AdamW, Optimizer
 from jaxrec.types import PyTree

@@ -253,3 +253,19 @@ def test_many_rows_grow_into_the_fit():
     # Settled on all rows, not on a part of them: one more update would change next to nothing.
     again = kmeans.lloyd(points, grown.centroids, iterations=1, block=1000)
     assert float(again.inertia) > (1 - 2e-4) * float(grown.inertia)
+
+
+def test_a_growing_fit_begins_with_every_so_manieth_row():
+    """One update of a growing fit has seen two of forty blocks, and nothing else."""
+    points = jax.random.normal(KEY, (40_000, 6))
+    grown = kmeans.lloyd(points, points[:8], iterations=1, block=1000, grow_from=2000)
+    sample = np.asarray(points)[np.arange(40_000) % 40 < 2]
+    expected, _, _ = slow_lloyd(sample, points[:8], 1)
+    np.testing.assert_allclose(grown.centroids, expected, atol=1e-5)
+
+
+def test_a_growing_fit_never_settles_on_a_part_of_the_rows():
+    """Even at a tolerance that any update meets: 2, 4, 8, 16, 32 and all 40 blocks are seen."""
+    points = jax.random.normal(KEY, (40_000, 6))
+    grown = kmeans.lloyd(points, points[:8], tolerance=0.5, block=1000, grow_from=2000)
+    assert int(grown.iterations) >= 7
