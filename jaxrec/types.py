@@ -62,6 +62,28 @@ class Events:
 @no_type_check
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
+class TextBatch:
+    """Rows of text and codes of items, for language models. Several examples may share a row.
+
+    Codes enter as items and levels, never as tokens, so that an index may change without new data.
+    """
+
+    token: Int32[Leaf, "b t"]
+    """Token of the text vocabulary; where `item` is not -1, the level of its code."""
+    item: Int32[Leaf, "b t"]
+    """Catalogue row whose code stands here; -1 where text stands."""
+    segment: Int32[Leaf, "b t"]
+    """Which example of the row the token belongs to: 1, 2, ...; 0 is padding."""
+    position: Int32[Leaf, "b t"]
+    """Index of the token inside its example, from 0."""
+    weight: Float[Leaf, "b t"]
+    """Weight of the token *as a target*, to be foretold from those before it; 0 in a prompt, and at
+    the first token of an example, which nothing foretells."""
+
+
+@no_type_check
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
 class Tables:
     """What the step reads about items. Device arguments, so an index may change without new data.
 

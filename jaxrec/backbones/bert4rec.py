@@ -24,9 +24,8 @@ from jaxrec.backbones.item_transformer import (
     ItemTable,
     LayerNorm,
     split_keys,
-    zeros,
 )
-from jaxrec.backbones.layers import apply_module
+from jaxrec.backbones.layers import apply_module, zeros
 from jaxrec.backbones.masks import TokenMetadata, compile_mask, same_segment
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from jaxrec.backbones.cost import BACKWARD
 from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.backbones.item_states import Retriever, num_items
-from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype, zeros
-from jaxrec.backbones.layers import apply_module, normal
+from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype
+from jaxrec.backbones.layers import apply_module, normal, zeros
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
 

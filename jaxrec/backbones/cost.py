@@ -22,8 +22,13 @@ def block_weights(stack: Stack) -> int:
 
 
 def stack_parameters(stack: Stack) -> int:
-    """Parameters of all layers: matrices, two norms a layer, the final norm."""
-    return stack.layers * (block_weights(stack) + 2 * stack.width) + stack.width
+    """Parameters of all layers: matrices, biases, norms, the final norm."""
+    small = 2 * stack.width
+    if stack.attention_bias:
+        small += (stack.heads + 2 * stack.kv_heads) * stack.head_size
+    if stack.query_key_norm:
+        small += 2 * stack.head_size
+    return stack.layers * (block_weights(stack) + small) + stack.width
 
 
 def stack_forward_flops(stack: Stack, rows: int, length: int) -> float:

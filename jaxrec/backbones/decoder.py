@@ -36,10 +36,10 @@ from jaxrec.backbones.layers import (
     Stack,
     apply_module,
     logical_axes,
-    rope_rotation,
     unbox,
 )
 from jaxrec.backbones.masks import TokenMetadata, compile_mask, packed
+from jaxrec.backbones.rotary import rope_rotation
 from jaxrec.backbones.sequences import (
     code_metadata,
     flatten_levels,

@@ -18,8 +18,8 @@ from jaxrec import parallel
 from jaxrec.backbones.cost import BACKWARD
 from jaxrec.backbones.dropout import draw_kept, drop
 from jaxrec.backbones.item_states import Retriever, num_items
-from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype, zeros
-from jaxrec.backbones.layers import apply_module, normal, project
+from jaxrec.backbones.item_transformer import Affine, ItemTable, check_dtype
+from jaxrec.backbones.layers import apply_module, normal, project, zeros
 from jaxrec.backbones.sequences import follow, segment_starts
 from jaxrec.types import Events, PyTree, TokenSpace
 

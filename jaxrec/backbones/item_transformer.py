@@ -24,7 +24,7 @@ from jaxtyping import Array
 from jaxrec import parallel
 from jaxrec.backbones.attention import attention
 from jaxrec.backbones.dropout import draw_kept, drop
-from jaxrec.backbones.layers import DTYPES, normal, ones, project
+from jaxrec.backbones.layers import DTYPES, normal, ones, project, zeros
 
 Norms = Literal["query", "pre", "post"]
 
@@ -249,11 +249,6 @@ class ItemTable(nn.Module):
     def __call__(self) -> Array:
         init = normal(self.initial_scale, self.axis, "embed")
         return self.param("table", init, (self.rows, self.width))
-
-
-def zeros(*axes: str | None):
-    """Initialiser of zeros whose parameter carries logical axis names."""
-    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
 
 
 def split_keys(key: Array | None, dropout: bool, layers: int) -> tuple[Array | None, Array | None]:

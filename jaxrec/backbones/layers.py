@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 
 from jaxrec import parallel
 from jaxrec.backbones.attention import IMPLEMENTATIONS, attention, shared_history_attention
 from jaxrec.backbones.dropout import draw_kept, drop
+from jaxrec.backbones.rotary import RopeScaling, Rotation, rotate
 from jaxrec.types import PyTree
 
 DTYPES = ("float32", "bfloat16")
@@ -42,6 +43,12 @@ class Stack:
     dropout: float = 0.0
     """Share of a residual branch that is dropped; kept to 1/256 (see `draw_kept`)."""
     rope_base: float = 1e4
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-6
+    attention_bias: bool = False
+    """Biases of queries, keys and values (Qwen2.5)."""
+    query_key_norm: bool = False
+    """A norm of every query and key before they are rotated (Qwen3)."""
     remat: bool = False
     """Recompute a layer in the backward pass instead of keeping its intermediate results."""
     unroll: int = 1
@@ -67,10 +74,10 @@ class Stack:
             )
         if not 0.0 <= self.dropout <= 0.99:
             raise ValueError(f"dropout={self.dropout} must lie between 0 and 0.99.")
-        if self.rope_base <= 1 or self.initial_scale <= 0:
+        if self.rope_base <= 1 or min(self.initial_scale, self.norm_epsilon) <= 0:
             raise ValueError(
-                f"rope_base={self.rope_base} must exceed 1 and "
-                f"initial_scale={self.initial_scale} must exceed 0."
+                f"rope_base={self.rope_base} must exceed 1, and "
+                f"initial_scale={self.initial_scale} and norm_epsilon={self.norm_epsilon} 0."
             )
         _choose("dtype", self.dtype, DTYPES)
         _choose("attention", self.attention, IMPLEMENTATIONS)
@@ -79,13 +86,6 @@ class Stack:
     def residual_scale(self) -> float:
         """Initial scale of the projections that write into the residual stream (GPT-2)."""
         return self.initial_scale / (2 * self.layers) ** 0.5
-
-
-class Rotation(NamedTuple):
-    """Cosine and sine of every position's angles, `[b t 1 d/2]`, float32."""
-
-    cosine: Array
-    sine: Array
 
 
 class BeamKeys(NamedTuple):
@@ -114,35 +114,6 @@ def rms_norm(x: Float[Array, "*n d"], scale: Float[Array, " d"], epsilon: float 
     return (wide * (rms * scale)).astype(x.dtype)
 
 
-def rope_rotation(positions: Int32[Array, "b t"], size: int, base: float) -> Rotation:
-    """Angles of rotary position embedding: pair `i` turns by `position * base^(-2i/size)`.
-
-    Args:
-        positions: place of each token; any origin, since only differences matter.
-        size: numbers per head.
-        base: 1e4 in Llama, 1e6 in Qwen.
-    """
-    frequencies = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t h d"]:
-    """Applies rotary position embedding, rotate-half convention (Hugging Face).
-
-    Number `i` of a head is paired with number `i + d/2`.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate(
-        [
-            first * rotation.cosine - second * rotation.sine,
-            second * rotation.cosine + first * rotation.sine,
-        ],
-        axis=-1,
-    )
-    return turned.astype(x.dtype)
-
-
 def project(x: Float[Array, "*n d"], kernel: Float[Array, "d *out"]) -> Float[Array, "*n *out"]:
     """Multiplies the last axis of `x` with the first of `kernel`, in the type of `x`.
 
@@ -164,12 +135,21 @@ def ones(*axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.ones_init(), axes)
 
 
+def zeros(*axes: str | None) -> Callable[..., Any]:
+    """Initialiser of zeros whose parameter carries logical axis names."""
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
+    """Root-mean-square norm with a learned scale, whose axis is named for the mesh."""
+
+    epsilon: float = 1e-6
+    axis: str | None = "embed"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return rms_norm(x, self.param("scale", ones("embed"), (x.shape[-1],)))
+        scale = self.param("scale", ones(self.axis), (x.shape[-1],))
+        return rms_norm(x, scale, self.epsilon)
 
 
 class Embedding(nn.Module):
@@ -198,7 +178,7 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, no bias (METHODS B2)."""
+    """Grouped-query self-attention with rotary positions (METHODS B2)."""
 
     cfg: Stack
 
@@ -218,14 +198,24 @@ class Attention(nn.Module):
             normal(cfg.residual_scale, "heads", None, "embed"),
             (cfg.heads, cfg.head_size, cfg.width),
         )
-        q, k = rotate(project(x, query), rotation), rotate(project(x, key), rotation)
-        v = project(x, value)
+        q, k, v = project(x, query), project(x, key), project(x, value)
+        if cfg.attention_bias:
+            q = q + self._bias("query_bias", "heads", q)
+            k = k + self._bias("key_bias", "kv_heads", k)
+            v = v + self._bias("value_bias", "kv_heads", v)
+        if cfg.query_key_norm:
+            q = RMSNorm(cfg.norm_epsilon, None, name="query_norm")(q)
+            k = RMSNorm(cfg.norm_epsilon, None, name="key_norm")(k)
+        q, k = rotate(q, rotation), rotate(k, rotation)
         if isinstance(mask, BeamMask):
             assert cache is not None, "beams attend to a cache"
             mixed, kept = _attend_from_beams(q, k, v, mask, cache)
         else:
             mixed, kept = attention(q, k, v, mask=mask, implementation=cfg.attention), (k, v)
         return project(mixed.reshape(*x.shape[:2], -1), output.reshape(-1, cfg.width)), kept
+
+    def _bias(self, name: str, axis: str, x: Array) -> Array:
+        return self.param(name, zeros(axis, None), x.shape[2:]).astype(x.dtype)
 
 
 def _attend_from_beams(
@@ -278,10 +268,10 @@ class Block(nn.Module):
         rate = self.cfg.dropout
         first, second = (None, None) if key is None else draw_kept(key, (2, *x.shape), rate)
         x = parallel.constrain(x, "batch", None, None)
-        normed = RMSNorm(name="attention_norm")(x)
+        normed = RMSNorm(self.cfg.norm_epsilon, name="attention_norm")(x)
         mixed, kept = Attention(self.cfg, name="attention")(normed, rotation, mask, cache)
         x = x + drop(mixed, first, rate)
-        normed = RMSNorm(name="feedforward_norm")(x)
+        normed = RMSNorm(self.cfg.norm_epsilon, name="feedforward_norm")(x)
         x = x + drop(FeedForward(self.cfg, name="feedforward")(normed), second, rate)
         return x, kept if self.keep else None
 
@@ -325,7 +315,7 @@ class Layers(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         x, kept = scanned(cfg, self.keep, name="blocks")(x, rotation, mask, cache, keys)
-        return RMSNorm(name="norm")(x), kept
+        return RMSNorm(cfg.norm_epsilon, name="norm")(x), kept
 
 
 def logical_axes(boxed: PyTree) -> PyTree:

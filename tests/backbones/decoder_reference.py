@@ -23,6 +23,14 @@ def rotate(x, position, base):
     return np.concatenate([turned.real, turned.imag])
 
 
+def project(p, name, x, head):
+    """Query, key or value of one head, with Qwen2.5's bias and Qwen3's norm where they exist."""
+    x = x @ p[name][:, head]
+    if f"{name}_bias" in p:
+        x = x + p[f"{name}_bias"][head]
+    return norm(x, p[f"{name}_norm"]["scale"]) if f"{name}_norm" in p else x
+
+
 def layer(p, tokens, heads, base):
     """One block over the tokens of one history."""
     kv_heads = p["attention"]["key"].shape[1]
@@ -32,14 +40,16 @@ def layer(p, tokens, heads, base):
         mixed = []
         for head in range(heads):
             group = head // (heads // kv_heads)
-            q = rotate(normed[t] @ p["attention"]["query"][:, head], t, base)
+            q = rotate(project(p["attention"], "query", normed[t], head), t, base)
             scores = [
-                q @ rotate(normed[s] @ p["attention"]["key"][:, group], s, base) / len(q) ** 0.5
+                q
+                @ rotate(project(p["attention"], "key", normed[s], group), s, base)
+                / len(q) ** 0.5
                 for s in range(t + 1)
             ]
             shares = np.exp(np.array(scores) - max(scores))
             shares /= shares.sum()
-            values = [normed[s] @ p["attention"]["value"][:, group] for s in range(t + 1)]
+            values = [project(p["attention"], "value", normed[s], group) for s in range(t + 1)]
             mixed.append(sum(a * v for a, v in zip(shares, values)))
         x = x + sum(m @ o for m, o in zip(mixed, p["attention"]["output"]))
         out.append(x + swiglu(p["feedforward"], norm(x, p["feedforward_norm"]["scale"])))

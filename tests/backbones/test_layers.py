@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.backbones.layers import Stack, draw_kept, drop, project, rms_norm, rope_rotation, rotate
+from jaxrec.backbones.layers import Stack, draw_kept, drop, project, rms_norm
 
 STACK = Stack(layers=2, width=8, heads=4, kv_heads=2, head_size=2, feedforward=16)
 
@@ -17,30 +17,6 @@ def test_rms_norm_by_hand():
     expected = np.array([[3.0, 8.0]]) / np.sqrt(12.5)
     np.testing.assert_allclose(rms_norm(x, jnp.array([1.0, 2.0])), expected, rtol=1e-6)
     assert np.all(np.asarray(rms_norm(jnp.zeros((1, 2)), jnp.ones(2))) == 0.0)
-
-
-def test_rotation_turns_pairs_half_a_head_apart():
-    x = jnp.array([1.0, 0.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
-    turned = rotate(x, rope_rotation(jnp.array([[1]], jnp.int32), 4, 1e4))
-    np.testing.assert_allclose(turned[0, 0, 0], [np.cos(1), 0, np.sin(1), 0], atol=1e-6)
-    second = jnp.array([0.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
-    turned = rotate(second, rope_rotation(jnp.array([[50]], jnp.int32), 4, 1e4))
-    np.testing.assert_allclose(turned[0, 0, 0], [0, np.cos(0.5), 0, np.sin(0.5)], atol=1e-6)
-
-
-def test_rotated_products_depend_on_the_distance_only():
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
-
-    def product(m, n):
-        def at(p):
-            return rope_rotation(jnp.array([[p]], jnp.int32), 16, 1e4)
-
-        return float(jnp.sum(rotate(q, at(m)) * rotate(k, at(n))))
-
-    pairs = [(3, 1), (52, 50), (102, 100)]
-    values = [product(m, n) for m, n in pairs]
-    np.testing.assert_allclose(values, values[0], atol=1e-4)
-    assert abs(product(3, 2) - values[0]) > 1e-2
 
 
 def test_dropout_keeps_the_mean_and_its_share():
