@@ -53,6 +53,8 @@ class TextStates(NamedTuple):
 
     states: Float[Array, "b t d"]
     kernel: Float[Array, "d v"]
+    tokens: Int32[Array, "b t"]
+    """Rows of the token table that were read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,7 @@ class LanguageModel:
             tokens = self.text_tokens(tables, batch, space)
             metadata = TokenMetadata(batch.segment, batch.position)
             states, _ = self._run(params, self._vectors(params, tokens), metadata, key=key)
-            return TextStates(states, self.output(params))
+            return TextStates(states, self.output(params), tokens)
         codes = self._code_tokens(tables, batch.item, space)
         history = jax.tree.map(lambda array: array[:, :-1], batch)
         laid = lay_prompts(self.prompt, history, codes[:, :-1])

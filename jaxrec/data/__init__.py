@@ -27,6 +27,8 @@ from jaxrec.data.datasets.trivago import Trivago
 from jaxrec.data.description import describe
 from jaxrec.data.grouping import k_core
 from jaxrec.data.histories import Histories, prepare, same_time_ties
+from jaxrec.data.instruction_feed import Instructions, ItemTexts
+from jaxrec.data.instructions import LC_REC, MINI_ONEREC, Task
 from jaxrec.data.page_rules import PageRule, assign_pages, parse_page_rule
 from jaxrec.data.pages import Pages, page_summary, prepare_pages
 from jaxrec.data.pipeline import BatchStream, TargetCentric, UserCentric
@@ -41,8 +43,11 @@ from jaxrec.data.splits import (
     training_positions,
 )
 from jaxrec.data.synthetic import SyntheticWorld
+from jaxrec.data.text_tokenizer import TextTokenizer
 
 __all__ = [
+    "LC_REC",
+    "MINI_ONEREC",
     "AmazonReviews",
     "BatchStream",
     "CanonicalFolder",
@@ -51,6 +56,8 @@ __all__ = [
     "DatasetFolder",
     "GridFiles",
     "Histories",
+    "Instructions",
+    "ItemTexts",
     "JdSearch",
     "KuaiRand",
     "LcRecFiles",
@@ -68,7 +75,9 @@ __all__ = [
     "SyntheticWorld",
     "TableFiles",
     "TargetCentric",
+    "Task",
     "TemporalSplit",
+    "TextTokenizer",
     "Trivago",
     "UserCentric",
     "UserRatio",

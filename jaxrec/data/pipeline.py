@@ -8,6 +8,7 @@ from that order by vectorised numpy code. Where a batch begins in the order is t
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -45,12 +46,13 @@ _SAMPLED_EVENTS = 65_536
 
 Take = Callable[[int, int], np.ndarray]
 """(first, count) -> the numbers at those places of the order."""
-Draw = Callable[[Take, int], tuple[Events, int]]
+Draw = Callable[[Take, int], tuple[Any, int]]
 """(take, first) -> (the batch that begins at that place, how many numbers it used)."""
 
 
 class BatchStream:
-    """An endless iterator of numpy `Events` whose position is a small JSON value.
+    """An endless iterator of numpy batches, `Events` or `TextBatch`; its position is a small JSON
+    value.
 
     After `set_state(state)` it continues exactly where the stream that gave the state stood.
     """
@@ -72,7 +74,7 @@ class BatchStream:
     def __iter__(self) -> BatchStream:
         return self
 
-    def __next__(self) -> Events:
+    def __next__(self) -> Any:
         return next(self._iterator)
 
     @property
@@ -150,7 +152,7 @@ class UserCentric:
         """
         flat = flat_events(histories)
         windows = training_windows(histories, split, length=self.length, context=self.context)
-        rows = _rows_of_host(self.rows, seed, host, hosts)
+        rows = rows_of_host(self.rows, seed, host, hosts)
 
         def draw(take: Take, first: int) -> tuple[Events, int]:
             drawn, sizes = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -163,8 +165,8 @@ class UserCentric:
             picked = windows.take(drawn)
             return lay_events(flat, picked, places, rows=rows, width=self.length), len(drawn)
 
-        fingerprint = _fingerprint(self, histories, split, seed, host, hosts)
-        return _stream(draw, len(windows.size), fingerprint)
+        fingerprint = fingerprint_of(self, histories, split, seed, host, hosts)
+        return stream(draw, len(windows.size), fingerprint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +233,7 @@ class TargetCentric:
                 "width of its own, and hosts run one program together. Set buckets=()."
             )
         flat = flat_events(histories)
-        rows = _rows_of_host(self.rows, seed, host, hosts)
+        rows = rows_of_host(self.rows, seed, host, hosts)
         counts = np.maximum(training_counts(histories, split) - self.min_history, 0)
         ends = np.cumsum(counts)
         targets = int(ends[-1]) if len(ends) else 0
@@ -252,8 +254,8 @@ class TargetCentric:
             places = to_the_right(windows.size, width)
             return lay_events(flat, windows, places, rows=rows, width=width), rows
 
-        fingerprint = _fingerprint(self, histories, split, seed, host, hosts)
-        return _stream(draw, targets, fingerprint)
+        fingerprint = fingerprint_of(self, histories, split, seed, host, hosts)
+        return stream(draw, targets, fingerprint)
 
     def _history_width(self, windows: Windows) -> int:
         if not self.buckets:
@@ -302,7 +304,7 @@ class _BatchIterator(grain.DatasetIterator):
         self._ahead = np.zeros(0, np.int64)
         self._ahead_from = 0
 
-    def __next__(self) -> Events:
+    def __next__(self) -> Any:
         batch, used = self._draw(self._take, self._next)
         self._next += used
         return batch
@@ -326,7 +328,12 @@ class _BatchIterator(grain.DatasetIterator):
         return self._ahead[skipped : skipped + count]
 
 
-def _stream(draw: Draw, numbers: int, fingerprint: dict[str, Any]) -> BatchStream:
+def stream(draw: Draw, numbers: int, fingerprint: dict[str, Any]) -> BatchStream:
+    """The batches that `draw` makes of an endless shuffled order of so many numbers.
+
+    Raises:
+        DataError: fewer numbers than hosts.
+    """
     host, hosts = fingerprint["host"], fingerprint["hosts"]
     if numbers < hosts:
         raise DataError(
@@ -337,8 +344,8 @@ def _stream(draw: Draw, numbers: int, fingerprint: dict[str, Any]) -> BatchStrea
     return BatchStream(_Batches(order, draw), fingerprint, order.per_epoch)
 
 
-def _fingerprint(
-    component: UserCentric | TargetCentric,
+def fingerprint_of(
+    component: Any,
     histories: Histories,
     split: Split,
     seed: int,
@@ -350,10 +357,9 @@ def _fingerprint(
     checksum = zlib.crc32(np.ascontiguousarray(split.train_end))
     checksum = zlib.crc32(np.ascontiguousarray(histories.offsets), checksum)
     checksum = zlib.crc32(np.ascontiguousarray(histories.item[::step]), checksum)
-    fields = dataclasses.asdict(component)
     return {
         "pipeline": type(component).__name__,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
+        **json.loads(json.dumps(dataclasses.asdict(component))),  # as a checkpoint gives it back
         "seed": seed,
         "host": host,
         "hosts": hosts,
@@ -363,7 +369,12 @@ def _fingerprint(
     }
 
 
-def _rows_of_host(rows: int, seed: int, host: int, hosts: int) -> int:
+def rows_of_host(rows: int, seed: int, host: int, hosts: int) -> int:
+    """Rows of one host's part of a batch.
+
+    Raises:
+        ValueError: an impossible seed or host, or rows that do not divide.
+    """
     if not 0 <= host < hosts:
         raise ValueError(f"host {host} is not one of the {hosts} host(s), numbered from 0.")
     if not 0 <= seed <= _MAX_SEED:

@@ -134,7 +134,16 @@ def check_supervision(recipe: Recipe) -> None:
     last = getattr(recipe.generator, "answers_last_only", False)
     both = getattr(recipe.generator, "reads_both_sides", False)
     for number, stage in enumerate(recipe.stages):
-        if last and not getattr(stage.feed, "targets_last", False):
+        texts = getattr(stage.feed, "reads_items", False)
+        if texts != getattr(stage.objective, "reads_text", False) or (
+            texts and not hasattr(recipe.generator, "text_tokens")
+        ):
+            raise ValueError(
+                f"{network}, stages.{number}.objective={type(stage.objective).__name__} and "
+                f"stages.{number}.feed={type(stage.feed).__name__} do not go together: text is "
+                "read by LanguageModel(...) with ResponseTokens() and Instructions(...) only."
+            )
+        if last and not texts and not getattr(stage.feed, "targets_last", False):
             raise ValueError(
                 f"{network} answers for the last event of a row, and stages.{number}.feed="
                 f"{type(stage.feed).__name__} has targets elsewhere; use TargetCentric(...)."

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.data.dataset import item_table
 from jaxrec.decoding.build import build_catalogue
 from jaxrec.decoding.catalogue import Catalogue
 from jaxrec.evaluation.protocol import Protocol
@@ -212,6 +214,7 @@ def train(
                 "stage": json_hash(to_json(stage, only_changed=True)),
             },
             params=params,
+            texts=partial(item_table, data.dataset.folder, data.histories.items),
         )
         result = stage.run(context)
         params = result.params

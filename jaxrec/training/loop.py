@@ -31,7 +31,7 @@ from jaxrec.training.book import Batches, Book, FitResult, Stopped
 from jaxrec.training.interruption import Interruption, Preempted
 from jaxrec.training.optimizers import Optimizer
 from jaxrec.training.record import TrainingDiverged
-from jaxrec.training.state import Init, abstract_state, create_state, state_shardings
+from jaxrec.training.state import Init, Start, abstract_state, create_state, state_shardings
 from jaxrec.training.step import LossFunction, StepReport, make_train_step
 from jaxrec.types import PyTree
 
@@ -103,6 +103,7 @@ def fit(
     validate: Callable[[PyTree, int], dict[str, float]] | None = None,
     writers: MetricWriter | Sequence[MetricWriter] = (),
     manifest: dict[str, Any] | None = None,
+    start: Start | None = None,
 ) -> FitResult:
     """Trains, or goes on training what the folder holds.
 
@@ -129,6 +130,7 @@ def fit(
         writers: more places for the metric rows.
         manifest: JSON-able; what makes this run this run (hashes of its inputs, its recipe). A
             checkpoint with another manifest is refused.
+        start: gives the parameters of a new run instead of `init`; see `Start`.
 
     Raises:
         RunMismatch: the folder holds a run with other settings.
@@ -160,7 +162,9 @@ def fit(
         )
         init_key, step_key = jax.random.split(jax.random.key(seed))
         run = _Run(book, batches, optimizer, options, mesh, validate)
-        run.state = book.resume(batches) or create_state(init, transformation, init_key, abstract)
+        run.state = book.resume(batches) or create_state(
+            init, transformation, init_key, abstract, start
+        )
         arguments = jax.device_put((tables, step_key), replicated(mesh))
         with Interruption() as interruption:
             stopped = run.until_stopped(step, *arguments, interruption)

@@ -18,6 +18,9 @@ from jaxrec.types import PyTree
 Init = Callable[[PRNGKeyArray], PyTree]
 """key -> parameters."""
 
+Start = Callable[[PRNGKeyArray, PyTree], PyTree]
+"""(key, shardings of the parameters) -> parameters that exist already, laid out so."""
+
 
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,11 @@ def abstract_state(
 
 
 def create_state(
-    init: Init, optimizer: optax.GradientTransformation, key: PRNGKeyArray, abstract: PyTree
+    init: Init,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    abstract: PyTree,
+    start: Start | None = None,
 ) -> TrainState:
     """Initialises the state where it belongs; no device ever holds the whole of it.
 
@@ -84,13 +91,17 @@ def create_state(
         optimizer: the transformation.
         key: equal keys give equal parameters on every mesh.
         abstract: what `abstract_state` returned.
+        start: gives the parameters instead of `init`: those of a network that was trained before.
     """
+    wanted = state_shardings(abstract)
 
-    def create(key: PRNGKeyArray) -> TrainState:
-        params = init(key)
+    def complete(params: PyTree) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(create, out_shardings=state_shardings(abstract))(key)
+    if start is None:
+        return jax.jit(lambda key: complete(init(key)), out_shardings=wanted)(key)
+    # An argument and not a constant of the program, which would hold the parameters twice.
+    return jax.jit(complete, out_shardings=wanted)(start(key, wanted.params))
 
 
 def state_shardings(abstract: PyTree) -> PyTree:

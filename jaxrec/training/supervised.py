@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxrec.data.cases import case_batches
 from jaxrec.data.histories import Histories
+from jaxrec.data.instruction_feed import ItemTexts
 from jaxrec.data.pipeline import UserCentric
 from jaxrec.data.splits import Split
 from jaxrec.decoding.catalogue import Catalogue
@@ -23,7 +24,7 @@ from jaxrec.training.loop import FitOptions, FitResult, fit
 from jaxrec.training.optimizers import AdamW
 from jaxrec.training.ranking import Ranker, denied_width, is_retriever, pad_denied
 from jaxrec.training.step import LossFunction
-from jaxrec.types import Events, PyTree, Tables, TokenSpace
+from jaxrec.types import Events, PyTree, Tables, TextBatch, TokenSpace
 
 CUTOFFS = (10, 50)
 """List lengths that validation reports, as far as the decoder's lists reach."""
@@ -53,6 +54,8 @@ class StageContext:
     """What a checkpoint of this stage depends on; another manifest is refused on resume."""
     params: PyTree | None = None
     """Parameters of the stage before, None for the first."""
+    texts: Callable[[], Mapping[str, Sequence[str]]] = dict
+    """Gives the columns of the item table as text, one value a catalogue row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +66,15 @@ class Supervised:
     objective: Any
     """For example jaxrec.objectives.NextToken()."""
     feed: Any = UserCentric()
-    """How histories become batches: UserCentric(...) or TargetCentric(...)."""
+    """How histories become batches: UserCentric(...), TargetCentric(...), or Instructions(...) for
+    language models."""
     optimizer: Any = AdamW()
     """What turns gradients into updates."""
     fit: FitOptions = FitOptions()
     """Steps, validation, early stopping, checkpoints."""
+    start: Any = None
+    """Where the parameters of the first stage come from: None draws them, Pretrained(...) reads
+    them. Later stages go on from the stage before."""
     validation_cases: int = 2000
     """Validation cases ranked each time, drawn with the recipe's seed; 0 takes all."""
 
@@ -79,10 +86,12 @@ class Supervised:
     def loss(self, generator: Any, space: TokenSpace) -> LossFunction:
         """The objective on a generator's logits, as a training step takes it."""
 
-        def apply(params: PyTree, tables: Tables, batch: Events, key: jax.Array | None) -> Any:
+        def apply(
+            params: PyTree, tables: Tables, batch: Events | TextBatch, key: jax.Array | None
+        ) -> Any:
             return generator.forward(params, tables, batch, space, key=key)
 
-        def loss(params: PyTree, tables: Tables, batch: Events, key: jax.Array) -> Any:
+        def loss(params: PyTree, tables: Tables, batch: Events | TextBatch, key: jax.Array) -> Any:
             return self.objective(apply, params, tables, batch, key)
 
         return loss
@@ -101,14 +110,23 @@ class Supervised:
         generator, space = context.generator, context.space
 
         def init(key: jax.Array) -> PyTree:
-            return generator.init(key, space) if context.params is None else context.params
+            return generator.init(key, space)
 
+        def start(key: jax.Array, shardings: PyTree) -> PyTree:
+            if context.params is None:
+                return self.start(generator, space, key, shardings)
+            return jax.device_put(context.params, shardings)
+
+        told = {}
+        if getattr(self.feed, "reads_items", False):
+            told["items"] = ItemTexts(context.texts(), space.levels)
         batches = self.feed(
             context.histories,
             context.split,
             seed=context.seed,
             host=jax.process_index(),
             hosts=jax.process_count(),
+            **told,
         )
         return fit(
             self.loss(generator, space),
@@ -124,6 +142,7 @@ class Supervised:
             validate=RankingValidation(context, self.validation_cases),
             writers=context.writers,
             manifest=context.manifest,
+            start=None if context.params is None and self.start is None else start,
         )
 
 
