@@ -23,17 +23,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import QUIET, THREADS, finish, parser, run
+from step_times import full_rows, measure, summary
 
 PEER = Path(__file__).resolve().parent / "peers" / "sasrec_torch.py"
-WARM_UPS = 3
 DROPOUT = 0.5
 LAYERS = 2
 SHAPES: dict[str, dict[str, int]] = {
@@ -58,19 +55,12 @@ SHAPES: dict[str, dict[str, int]] = {
 
 def ours(shape: dict[str, int], steps: int) -> dict[str, Any]:
     """Times of single steps of jaxrec, each on a batch of its own."""
-    import jax
     import numpy as np
 
     from jaxrec.backbones.sasrec import SasRec
     from jaxrec.objectives.item_pairwise import ItemPairwise
-    from jaxrec.parallel import make_mesh, replicated, shard_rows
-    from jaxrec.training.optimizers import AdamW
-    from jaxrec.training.state import abstract_state, create_state, state_shardings
-    from jaxrec.training.step import make_train_step
-    from jaxrec.training.supervised import Supervised
-    from jaxrec.types import Events, Tables, TokenSpace
+    from jaxrec.types import TokenSpace
 
-    space, mesh = TokenSpace((shape["items"],)), make_mesh()
     network = SasRec(
         layers=LAYERS,
         width=shape["width"],
@@ -81,51 +71,16 @@ def ours(shape: dict[str, int], steps: int) -> dict[str, Any]:
         norms="query",
         unroll=LAYERS,
     )
-    adam = AdamW(
-        warmup_steps=0, schedule="constant", weight_decay=0.0, b2=0.98, clip_norm=0.0
-    ).build(1)
-
-    def init(key: jax.Array) -> Any:
-        return network.init(key, space)
-
-    abstract = abstract_state(init, adam, network.axes(space), mesh)
-    state = create_state(init, adam, jax.random.key(0), abstract)
-    loss = Supervised(ItemPairwise("bce", negatives=1)).loss(network, space)
-    step = make_train_step(
-        loss,
-        adam,
-        mesh=mesh,
-        shardings=state_shardings(abstract),
-        microbatches=shape["microbatches"],
-    )
-    codes = np.arange(shape["items"], dtype=np.int32)[:, None]
-    tables, key = jax.device_put((Tables(codes), jax.random.key(1)), replicated(mesh))
     rng = np.random.default_rng(0)
-    size = (shape["rows"], shape["length"])
-    times, work, report = [], [], None
-    for _ in range(WARM_UPS + steps):
-        none = np.zeros(size, np.int32)
-        batch = Events(
-            item=rng.integers(0, shape["items"], size, dtype=np.int32),
-            segment=none + 1,
-            position=none + np.arange(size[1], dtype=np.int32),
-            time=none,
-            action=none,
-            weight=np.ones(size, np.float32),
-        )
-        start, busy = time.perf_counter(), time.process_time()
-        state, report = step(state, tables, shard_rows(batch, mesh), key)
-        total, weight = jax.device_get(report.metrics["loss"])
-        times.append(time.perf_counter() - start)
-        work.append(time.process_time() - busy)
-    return {
-        "seconds": statistics.median(times[WARM_UPS:]),
-        "fastest": min(times[WARM_UPS:]),
-        "cpu_seconds": statistics.median(work[WARM_UPS:]),
-        "compile": times[0],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "loss": float(total / weight),
-    }
+    return measure(
+        network,
+        TokenSpace((shape["items"],)),
+        ItemPairwise("bce", negatives=1),
+        lambda: full_rows(rng, shape["rows"], shape["length"], shape["items"]),
+        items=shape["items"],
+        microbatches=shape["microbatches"],
+        steps=steps,
+    )
 
 
 def run_ours(shape: dict[str, int], steps: int, passive: bool = False) -> dict[str, Any]:
@@ -144,17 +99,6 @@ def run_peer(
     for name in ("rows", "length", "width", "heads", "items"):
         words += [f"--{name}", str(shape[name])]
     return run(words, passive)
-
-
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Medians of the rounds' medians, and the fastest step of all."""
-    return {
-        "seconds": round(statistics.median(each["seconds"] for each in runs), 4),
-        "fastest": round(min(each["fastest"] for each in runs), 4),
-        "cpu_seconds": round(statistics.median(each["cpu_seconds"] for each in runs), 4),
-        "others": round(max(each["others"] for each in runs), 2),
-        "rounds": len(runs),
-    }
 
 
 def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -177,7 +121,7 @@ def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
                 "them, or compare processor seconds with --cpu."
             )
         theirs, mine = zip(*(rounds if options.cpu else quiet))
-        ours, peer = summary(mine), summary(theirs)
+        ours, peer = summary(list(mine)), summary(list(theirs))
         version = f"torch {theirs[0]['torch']}"
         sizes = {**shape, "layers": LAYERS, "dropout": DROPOUT, "threads": THREADS}
         rows += [

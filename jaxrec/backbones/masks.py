@@ -2,37 +2,43 @@
 
 A predicate takes the metadata of queries and of keys, already shaped to broadcast against each
 other, and answers a boolean for every pair. Predicates combine with `both` and `either`; the same
-predicate can be compiled to a dense mask here or read by a block-sparse kernel.
+predicate can be compiled to a dense mask here, evaluated for a block of queries at a time, or read
+by a block-sparse kernel. `jaxrec.backbones.masks_library` has the masks of published systems.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import no_type_check
 
+import jax
 from jaxtyping import Array, Bool, Int32
 
+from jaxrec.types import Leaf
 
+
+# Not checked at run time, as the pytrees of `jaxrec.types`: tree operations put anything there.
+@no_type_check
+@partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
 class TokenMetadata:
     """What a mask may know about tokens; every array has the same shape, `[b, t]` in a batch.
 
-    `labels` holds further integers by name (item of a semantic ID, session, task).
+    A pytree, so it goes through scans. `labels` holds further integers by name (item of a semantic
+    ID, session, task).
     """
 
-    segment: Int32[Array, "*any"]
+    segment: Int32[Leaf, "*any"]
     """History that the token belongs to: 1, 2, ...; 0 is padding."""
-    position: Int32[Array, "*any"]
+    position: Int32[Leaf, "*any"]
     """Place of the token inside its history."""
-    labels: Mapping[str, Int32[Array, "*any"]] = dataclasses.field(default_factory=dict)
+    labels: Mapping[str, Int32[Leaf, "*any"]] = dataclasses.field(default_factory=dict)
 
     def map(self, function: Callable[[Array], Array]) -> TokenMetadata:
         """The same metadata with `function` applied to every array."""
-        return TokenMetadata(
-            function(self.segment),
-            function(self.position),
-            {name: function(label) for name, label in self.labels.items()},
-        )
+        return jax.tree.map(function, self)
 
 
 type Predicate = Callable[[TokenMetadata, TokenMetadata], Bool[Array, "*any"]]
