@@ -33,6 +33,7 @@ usage: jaxrec COMMAND ...
   recommend RUN --user ID | --history ITEM ... | --input FILE
                                        answer for known users or for raw histories
   compare RUN ...                      runs side by side
+  import hf PATH [--out FOLDER]        a Hugging Face model: checked, and to start from
   export RUN --out FOLDER              a program that answers with jax and numpy alone
   doctor [--recipe RECIPE]             devices, versions, memory; what a recipe will cost
 
@@ -52,6 +53,7 @@ COMMANDS = {
     **dict.fromkeys(STAGES, "stages"),
     "recommend": "recommend",
     "compare": "compare",
+    "import hf": "import_hf",
     "export": "export",
     "extend": "tokenize_extend",
     "doctor": "doctor",

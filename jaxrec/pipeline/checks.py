@@ -123,6 +123,23 @@ def check_positions(recipe: Recipe) -> None:
         )
 
 
+def check_start(recipe: Recipe, number: int) -> None:
+    """Finds before any work that a stage starts from parameters of another network.
+
+    Raises:
+        ValueError: the start does not fit the network, or the stage goes on from another one.
+    """
+    start = getattr(recipe.stages[number], "start", None)
+    if start is None:
+        return
+    if number:
+        raise ValueError(
+            f"stages.{number}.start is set, and stage {number} goes on from the stage before it; "
+            "set it on stages.0."
+        )
+    start.check(recipe.generator)
+
+
 def check_supervision(recipe: Recipe) -> None:
     """Finds before any work that a network would be trained on what it cannot or must not answer.
 
@@ -134,6 +151,7 @@ def check_supervision(recipe: Recipe) -> None:
     last = getattr(recipe.generator, "answers_last_only", False)
     both = getattr(recipe.generator, "reads_both_sides", False)
     for number, stage in enumerate(recipe.stages):
+        check_start(recipe, number)
         texts = getattr(stage.feed, "reads_items", False)
         if texts != getattr(stage.objective, "reads_text", False) or (
             texts and not hasattr(recipe.generator, "text_tokens")

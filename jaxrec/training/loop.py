@@ -32,7 +32,7 @@ from jaxrec.training.interruption import Interruption, Preempted
 from jaxrec.training.optimizers import Optimizer
 from jaxrec.training.record import TrainingDiverged
 from jaxrec.training.state import Init, Start, abstract_state, create_state, state_shardings
-from jaxrec.training.step import LossFunction, StepReport, make_train_step
+from jaxrec.training.step import LossFunction, Rebalance, StepReport, make_train_step
 from jaxrec.types import PyTree
 
 IN_FLIGHT = 4
@@ -104,6 +104,7 @@ def fit(
     writers: MetricWriter | Sequence[MetricWriter] = (),
     manifest: dict[str, Any] | None = None,
     start: Start | None = None,
+    rebalance: Rebalance | None = None,
 ) -> FitResult:
     """Trains, or goes on training what the folder holds.
 
@@ -131,6 +132,7 @@ def fit(
         manifest: JSON-able; what makes this run this run (hashes of its inputs, its recipe). A
             checkpoint with another manifest is refused.
         start: gives the parameters of a new run instead of `init`; see `Start`.
+        rebalance: moves parameters after each update, without gradient; see `Rebalance`.
 
     Raises:
         RunMismatch: the folder holds a run with other settings.
@@ -159,6 +161,7 @@ def fit(
             shardings=state_shardings(abstract),
             microbatches=options.microbatches,
             steps_per_call=options.steps_per_call,
+            rebalance=rebalance,
         )
         init_key, step_key = jax.random.split(jax.random.key(seed))
         run = _Run(book, batches, optimizer, options, mesh, validate)

@@ -24,6 +24,12 @@ from jaxrec.types import PyTree
 LossFunction = Callable[[PyTree, Any, Any, PRNGKeyArray], tuple]
 """(params, tables, batch, key) -> (sum, weight, {name: (sum, weight)})."""
 
+LOAD = "expert_load"
+"""Metric that a loss may report as a bare array, for `rebalance`; summed over micro-batches."""
+
+Rebalance = Callable[[PyTree, Array], PyTree]
+"""(parameters after an update, `LOAD` of the step) -> parameters, some moved without gradient."""
+
 TrainStep = Callable[..., tuple[TrainState, "StepReport"]]
 """(state, tables, batch, key) -> (state, report), compiled, the state donated."""
 
@@ -46,6 +52,7 @@ def make_train_step(
     shardings: PyTree,
     microbatches: int = 1,
     steps_per_call: int = 1,
+    rebalance: Rebalance | None = None,
 ) -> Any:
     """Compiles (at its first call) `step(state, tables, batch, key) -> (state, StepReport)`.
 
@@ -62,6 +69,7 @@ def make_train_step(
             that rows stay on their device); the parts run one after another.
         steps_per_call: with more than 1, every array of a batch has a leading axis of steps (of
             any length), done in one dispatch.
+        rebalance: moves parameters after each update by the `LOAD` that the loss reports.
 
     Raises:
         ValueError: a count is less than 1; while tracing: the rows do not divide into the
@@ -72,7 +80,7 @@ def make_train_step(
             f"microbatches and steps_per_call must be at least 1, got {microbatches} and "
             f"{steps_per_call}."
         )
-    one = partial(_train_step, loss, optimizer, microbatches)
+    one = partial(_train_step, loss, optimizer, microbatches, rebalance)
 
     def run(
         state: TrainState, tables: PyTree, batch: PyTree, key: PRNGKeyArray
@@ -176,6 +184,7 @@ def _train_step(
     loss: LossFunction,
     optimizer: optax.GradientTransformation,
     microbatches: int,
+    rebalance: Rebalance | None,
     state: TrainState,
     tables: PyTree,
     batch: PyTree,
@@ -184,6 +193,7 @@ def _train_step(
     grads, total, weight, metrics = accumulate_gradients(
         loss, state.params, tables, batch, jax.random.fold_in(key, state.step), microbatches
     )
+    load = metrics.pop(LOAD, None)
     if reserved := {"loss", "gradient_norm"} & metrics.keys():
         raise ValueError(f"the loss may not report {sorted(reserved)}: the training step does.")
     norm = optax.tree.norm(grads)
@@ -191,6 +201,8 @@ def _train_step(
     finite = jnp.isfinite(total) & jnp.isfinite(weight) & jnp.isfinite(norm)
     updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if rebalance is not None and load is not None:
+        params = rebalance(params, load)
     # Adam's momentum would move the parameters even by a gradient of zero.
     good = finite & (weight > 0)
     keep = partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,7 +24,7 @@ from jaxrec.tracking import MetricWriter
 from jaxrec.training.loop import FitOptions, FitResult, fit
 from jaxrec.training.optimizers import AdamW
 from jaxrec.training.ranking import Ranker, denied_width, is_retriever, pad_denied
-from jaxrec.training.step import LossFunction
+from jaxrec.training.step import LOAD, LossFunction, Rebalance
 from jaxrec.types import Events, PyTree, Tables, TextBatch, TokenSpace
 
 CUTOFFS = (10, 50)
@@ -84,15 +85,26 @@ class Supervised:
         return f"validation {self.fit.monitor}" if self.fit.validate_every else "the last step"
 
     def loss(self, generator: Any, space: TokenSpace) -> LossFunction:
-        """The objective on a generator's logits, as a training step takes it."""
+        """The objective on a generator's logits, as a training step takes it.
 
-        def apply(
-            params: PyTree, tables: Tables, batch: Events | TextBatch, key: jax.Array | None
-        ) -> Any:
-            return generator.forward(params, tables, batch, space, key=key)
+        A mixture of experts adds its balance loss and reports its load.
+        """
+        told = generator.forward_with_statistics if is_mixture(generator) else None
 
         def loss(params: PyTree, tables: Tables, batch: Events | TextBatch, key: jax.Array) -> Any:
-            return self.objective(apply, params, tables, batch, key)
+            mixtures: list[Any] = []
+
+            def apply(params: PyTree, tables: Tables, batch: Any, key: jax.Array | None) -> Any:
+                if told is None:
+                    return generator.forward(params, tables, batch, space, key=key)
+                logits, statistics = told(params, tables, batch, space, key=key)
+                mixtures.append(statistics)
+                return logits
+
+            total, weight, metrics = self.objective(apply, params, tables, batch, key)
+            for each in mixtures:
+                total, metrics = _balanced(total, weight, metrics, each)
+            return total, weight, metrics
 
         return loss
 
@@ -142,8 +154,35 @@ class Supervised:
             validate=RankingValidation(context, self.validation_cases),
             writers=context.writers,
             manifest=context.manifest,
+            rebalance=rebalance_of(generator),
             start=None if context.params is None and self.start is None else start,
         )
+
+
+def is_mixture(generator: Any) -> bool:
+    """Whether a generator has experts that must be kept in balance."""
+    return getattr(generator, "mixture", None) is not None
+
+
+def rebalance_of(generator: Any) -> Rebalance | None:
+    """What moves the biases of a mixture that is kept in balance without a loss."""
+    balanced = is_mixture(generator) and generator.mixture.balance == "bias"
+    return generator.rebalance if balanced else None
+
+
+def _balanced(
+    total: jax.Array, weight: jax.Array, metrics: dict[str, Any], statistics: Any
+) -> tuple[jax.Array, dict[str, Any]]:
+    """A loss with that of its mixtures, which counts once a target, and what they report."""
+    load, extra = statistics.load, statistics.loss.sum()
+    uneven = jnp.mean(jnp.max(load, axis=-1) / jnp.maximum(jnp.mean(load, axis=-1), 1e-9))
+    told = {
+        "loss_balance": (jax.lax.stop_gradient(extra) * weight, weight),
+        "experts_uneven": (uneven * weight, weight),
+        "experts_dropped": (statistics.dropped.sum().astype(jnp.float32), weight),
+        LOAD: load,
+    }
+    return total + extra * weight, {**metrics, **told}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
