@@ -64,7 +64,7 @@ def logits_of(model, params, batch, space):
 
 def text(rows=8, length=12, codes=True):
     random = np.random.default_rng(1)
-    token = random.integers(0, 40, (rows, length)).astype(np.int32)
+    token = random.integers(0, 20, (rows, length)).astype(np.int32)
     item = np.full_like(token, -1)
     if codes:
         item[:, 6:9], token[:, 6:9] = 4, np.arange(3)
