@@ -67,11 +67,20 @@ def flat(quality: dict[str, Any]) -> dict[str, float]:
     if errors := quality.get("reconstruction"):
         numbers["explained"] = errors[-1]["explained"]
         numbers["explained_by_first"] = errors[0]["explained"]
-    for name in ("neighbourhood", "behaviour", "categories"):
-        for key, value in quality.get(name, {}).items():
-            if isinstance(value, int | float):
-                numbers[f"{name}_{key}"] = float(value)
+    if behaviour := quality.get("behaviour"):
+        numbers["behaviour_overlap"] = behaviour["overlap"]
+        numbers["behaviour_first_lift"] = lift(behaviour["prefixes"][0], "pairs")
+    if categories := quality.get("categories"):
+        numbers["purity_first"] = categories["prefixes"][1]["purity"]
+        numbers["information_first"] = categories["prefixes"][1]["nmi"]
+    if neighbourhood := quality.get("neighbourhood"):
+        numbers["neighbourhood_hr@100"] = neighbourhood["quantized"]["hr@100"]
     return numbers
+
+
+def lift(prefix: dict[str, float], name: str) -> float:
+    """How many times as often as by chance."""
+    return prefix[name] / prefix["chance"] if prefix["chance"] else 0.0
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
@@ -115,10 +124,11 @@ def means(rows: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
     for tokenizer in dict.fromkeys(row["tokenizer"] for row in rows):
         here = [r for r in rows if r["tokenizer"] == tokenizer and r["dataset"] == dataset]
         if here:
+            names = set.intersection(*(set(row) for row in here)) - {"seed"}
             numbers = {
                 name: statistics.mean(row[name] for row in here)
                 for name in here[0]
-                if isinstance(here[0][name], int | float) and name != "seed"
+                if name in names and isinstance(here[0][name], int | float)
             }
             table.append({"tokenizer": tokenizer, "seeds": len(here), **numbers})
     return sorted(table, key=lambda row: -row["ndcg@10"])

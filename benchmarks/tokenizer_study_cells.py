@@ -58,7 +58,7 @@ class Cell:
 
 DATASETS = {
     "beauty": Cell("amazon2014-beauty", length=48, steps=600),
-    "ml-1m": Cell("movielens-1m", length=96, steps=600),
+    "ml-1m": Cell("movielens-1m", length=48, steps=600),
 }
 
 TEXT = "text"
@@ -125,16 +125,16 @@ def recipe_of(dataset: str, tokenizer: str, seed: int) -> Recipe | None:
         stages=(
             Supervised(
                 NextToken(),
-                feed=UserCentric(length=cell.length, rows=64),
+                feed=UserCentric(length=cell.length, rows=32),
                 optimizer=AdamW(learning_rate=2e-3, warmup_steps=100),
                 fit=FitOptions(
-                    steps=cell.steps, validate_every=200, checkpoint_every=200, microbatches=4
+                    steps=cell.steps, validate_every=300, checkpoint_every=300, microbatches=2
                 ),
                 validation_cases=1000,
             ),
         ),
         decoding=BeamSearch(width=30, k=10),
         evaluation=Evaluation(
-            cutoffs=(5, 10), history=cell.length, rows=256, max_cases=5000, bootstrap=100
+            cutoffs=(5, 10), history=cell.length, rows=256, max_cases=4000, bootstrap=100
         ),
     )

@@ -144,7 +144,11 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in [*found, *(name for name in wanted if name not in found)]:
             inside = f"{path}.{name}" if path else name
-            yield from _differences(found.get(name), wanted.get(name), inside)
+            if name not in found or name not in wanted:
+                place = "there" if name in found else "here"
+                yield f"{inside} exists only {place}, as {found.get(name, wanted.get(name))!r}"
+            else:
+                yield from _differences(found[name], wanted[name], inside)
     elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         for index, (one, other) in enumerate(zip(found, wanted)):
             yield from _differences(one, other, f"{path}.{index}")

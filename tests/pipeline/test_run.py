@@ -105,6 +105,7 @@ def test_two_jobs_on_one_folder_are_refused(finished, small):
 def test_differences_are_named():
     assert differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}) == "a.b.1 is 2 there and 3 here"
     assert differences({"a": 1}, {"a": 1}) == ""
+    assert differences({"a": 1}, {"a": 1, "b": None}) == "b exists only here, as None"
 
 
 def test_a_moved_run_answers(finished, opened, tmp_path):
