@@ -30,6 +30,8 @@ from jaxrec.files import read_json
 
 METRICS = ("recall@10", "ndcg@10")
 RESAMPLES = 2000
+FEWEST = 8
+"""Tokenizers that must have a number for its order to mean anything."""
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -96,13 +98,16 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
 def correlations(rows: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
     """How each quality number orders the tokenizers of a data set, beside NDCG@10."""
     table = means(rows, dataset)
-    outcome = np.array([row["ndcg@10"] for row in table])
     random = np.random.default_rng(0)
-    draws = random.integers(0, len(table), (RESAMPLES, len(table)))
     found = []
-    names = set.intersection(*(set(row) for row in table)) - {"tokenizer", "seeds", *METRICS}
-    for name in sorted(names):
-        values = np.array([row[name] for row in table])
+    known = set.union(*(set(row) for row in table)) - {"tokenizer", "seeds", *METRICS}
+    for name in sorted(known):
+        there = [row for row in table if name in row]
+        values = np.array([row[name] for row in there])
+        outcome = np.array([row["ndcg@10"] for row in there])
+        if len(there) < FEWEST or not np.ptp(values):
+            continue
+        draws = random.integers(0, len(there), (RESAMPLES, len(there)))
         spread = [spearman(values[draw], outcome[draw]) for draw in draws]
         low, high = np.percentile(spread, [2.5, 97.5])
         found.append(
@@ -112,23 +117,23 @@ def correlations(rows: list[dict[str, Any]], dataset: str) -> list[dict[str, Any
                 "spearman": round(spearman(values, outcome), 3),
                 "low": round(float(low), 3),
                 "high": round(float(high), 3),
-                "tokenizers": len(table),
+                "tokenizers": len(there),
             }
         )
     return sorted(found, key=lambda each: -abs(each["spearman"]))
 
 
 def means(rows: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
-    """One row a tokenizer, numbers averaged over the seeds that have finished, best first."""
+    """One row a tokenizer, numbers averaged over the seeds that have them, best first."""
     table = []
     for tokenizer in dict.fromkeys(row["tokenizer"] for row in rows):
         here = [r for r in rows if r["tokenizer"] == tokenizer and r["dataset"] == dataset]
         if here:
-            names = set.intersection(*(set(row) for row in here)) - {"seed"}
+            names = dict.fromkeys(name for row in here for name in row if name != "seed")
             numbers = {
-                name: statistics.mean(row[name] for row in here)
-                for name in here[0]
-                if name in names and isinstance(here[0][name], int | float)
+                name: statistics.mean(row[name] for row in here if name in row)
+                for name in names
+                if isinstance(here[-1].get(name), int | float)
             }
             table.append({"tokenizer": tokenizer, "seeds": len(here), **numbers})
     return sorted(table, key=lambda row: -row["ndcg@10"])

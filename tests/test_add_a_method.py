@@ -4,16 +4,26 @@ import importlib
 import re
 import sys
 
+import jax
 import pytest
 
 from jaxrec.cli import main
 from jaxrec.evaluation.report import read_report
+from jaxrec.tokenization import Quantizer
 
 TOYS = {
     "quantizer": "jaxrec/tokenization/hyperplanes.py",
     "loss": "jaxrec/objectives/focal.py",
     "decoder": "jaxrec/decoding/perturbed.py",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_fast():
+    """Most of the time here would go into optimising programs that run for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def files_of_the_page(root):
@@ -36,6 +46,7 @@ def test_a_toy_takes_one_file_and_one_config(kind, root, tmp_path, monkeypatch, 
     monkeypatch.chdir(root)
     arguments = ["run", str(tmp_path / config), "--runs", str(tmp_path / "runs")]
     small = ["--stages.0.fit.steps", "2", "--evaluation.max-cases", "64"]
+    small += ["--stages.0.validation-cases", "64", "--evaluation.bootstrap", "20"]
     assert main([*arguments, *small]) == 0, capsys.readouterr().err
     report = read_report(tmp_path / "runs" / f"toy-{kind}")
     assert {row["method"] for row in report["rows"]} >= {"popularity", "transitions", "generator"}
@@ -46,6 +57,8 @@ def test_a_toy_takes_one_file_and_one_config(kind, root, tmp_path, monkeypatch, 
         if isinstance(value, type) and value.__module__ == toy
     ]  # fmt: skip
     assert f'"{module.split("/")[1]}:{added}"' in record
+    if kind == "quantizer":
+        assert isinstance(getattr(sys.modules[toy], added)(), Quantizer)
     # The record alone is enough to find the class again.
     assert main(["recommend", str(tmp_path / "runs" / f"toy-{kind}"), "--history"]) == 0
     assert "  1. " in capsys.readouterr().out

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.data.dataset import item_table
 from jaxrec.files import read_array, read_json
 from jaxrec.pipeline import stages
 from jaxrec.pipeline.cache import MANIFEST, open_artefact
+from jaxrec.pipeline.categories import find_categories
 from jaxrec.pipeline.compare import run_names
 from jaxrec.pipeline.compare_tokens_examples import (
     collision_groups,
@@ -32,10 +32,6 @@ from jaxrec.tokenization.item_ids import ItemIds, has_item_ids
 from jaxrec.tokenization.leaves import Decode
 from jaxrec.tokenization.quality import quality_report
 from jaxrec.tokenization.quality_behaviour import successive_pairs
-from jaxrec.tokenization.quality_categories import category_labels
-
-COLUMNS = ("categories", "category", "genres", "genre")
-"""Columns of the items that are taken for their categories, the first that tells items apart."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,8 +134,8 @@ def compare_tokens(
 
     Args:
         runs: of `gather_runs`.
-        column: column of the items with their categories; by default the first of `COLUMNS` that
-            tells items apart, if there is one.
+        column: column of the items with their categories; by default the first of `COLUMNS`
+            (`categories.py`) that tells items apart, if there is one.
         take: which of an item's labels counts, the `first` or the `deepest`.
 
     Returns:
@@ -151,7 +147,9 @@ def compare_tokens(
         ValueError: no such column.
     """
     data = runs[0].data
-    column, labels = _labels(data, column, take)
+    column, labels = find_categories(
+        data.dataset.folder, data.histories.items, column=column, take=take
+    )
     pairs = successive_pairs(training_sequences(data.histories, data.split))
     told = {
         each.name: _describe(each, labels, pairs if len(pairs) else None, data.popularity)
@@ -167,18 +165,6 @@ def compare_tokens(
         "measures": measure_rows(qualities, same_vectors=same_vectors),
         "runs": told,
     }
-
-
-def parse_labels(text: str) -> list[str]:
-    """The labels of an item, from broad to narrow, out of a column's text (`dataset.as_text`): the
-    first path where there are several, else the entries of a list.
-
-    >>> parse_labels("Beauty > Nails > Tips, Polish; Gifts"), parse_labels("Action, War")
-    (['Beauty', 'Nails', 'Tips, Polish'], ['Action', 'War'])
-    """
-    path = text.split("; ")[0]
-    labels = path.split(" > ") if " > " in path else path.split(", ")
-    return [label.strip() for label in labels if label.strip()]
 
 
 def _describe(
@@ -206,21 +192,6 @@ def _describe(
         "collisions": collision_groups(codes, titles, popularity),
         "hot_spots": hot_spots(codes, each.sizes, titles, popularity),
     }
-
-
-def _labels(data: Prepared, column: str, take: str) -> tuple[str, list[str] | None]:
-    """The column that is used, and a label of each item; no column and None where there is none."""
-    table = item_table(data.dataset.folder, data.histories.items, [column] if column else None)
-    for name in (column,) if column else COLUMNS:
-        labels = category_labels([parse_labels(text) for text in table.get(name, ())], take)
-        if len(set(labels) - {""}) > 1:
-            return name, labels
-    if column:
-        raise ValueError(
-            f"the column {column!r} has fewer than two different labels; name one that tells "
-            "items apart."
-        )
-    return "", None
 
 
 def _notes(runs: Sequence[TokenRun], column: str, take: str, *, same_vectors: bool) -> list[str]:

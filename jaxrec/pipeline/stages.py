@@ -15,6 +15,7 @@ from jaxrec.data.splits import Split, training_counts, training_items, training_
 from jaxrec.evaluation.baselines import count_popularity
 from jaxrec.files import read_json, write_json
 from jaxrec.pipeline.cache import Artefact, run_stage
+from jaxrec.pipeline.categories import find_categories
 from jaxrec.recipe import Recipe
 from jaxrec.representation.encoder import TrainingSequences
 from jaxrec.tokenization.collisions import popularity_order
@@ -130,6 +131,7 @@ def make_vectors(recipe: Recipe, place: Workplace, data: Prepared) -> Vectors:
         write_json(folder / "report.json", result.report)
 
     inputs = {
+        "dataset": data.dataset.content,
         "histories": data.artefact.content,
         "split": data.split.name,
         "files": recipe.items.fingerprint(),
@@ -162,9 +164,14 @@ class Tokens:
 
 
 def make_tokens(recipe: Recipe, place: Workplace, data: Prepared, vectors: Vectors) -> Tokens:
-    """The tokenization stage: vectors to semantic IDs, judged before anything is trained."""
+    """The tokenization stage: vectors to semantic IDs, judged before anything is trained.
+
+    They are judged by the categories of the items, where the data set has a column of them, and by
+    the training histories.
+    """
 
     def work(folder: Path) -> None:
+        column, categories = find_categories(data.dataset.folder, data.histories.items)
         ids, quality = recipe.tokenizer(
             jax.random.key(recipe.seed),
             vectors.vectors,
@@ -173,12 +180,16 @@ def make_tokens(recipe: Recipe, place: Workplace, data: Prepared, vectors: Vecto
             train_mask=training_items(data.histories, data.split),
             fit_on=recipe.items.fit_on,
             sequences=training_sequences(data.histories, data.split),
+            categories=categories,
         )
         ids.save(folder)
+        if "categories" in quality.get("quality", {}):
+            quality["quality"]["categories"]["column"] = column
         write_json(folder / "quality.json", quality)
 
     inputs = {
         "vectors": vectors.artefact.content,
+        "dataset": data.dataset.content,
         "histories": data.artefact.content,
         "split": data.split.name,
         "fit_on": recipe.items.fit_on,

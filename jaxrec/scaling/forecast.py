@@ -22,6 +22,7 @@ from jaxrec.parallel import replicated, rows_sharding
 from jaxrec.recipe import Recipe
 from jaxrec.tokenization.collisions import ExtraDigit
 from jaxrec.tokenization.item_ids import ItemIds
+from jaxrec.tokenization.sinkhorn_last import SinkhornLast
 from jaxrec.training.ranking import denied_width, rank_batch
 from jaxrec.training.state import abstract_state, state_shardings
 from jaxrec.training.step import lower_train_step, make_train_step
@@ -56,6 +57,8 @@ def expected_space(recipe: Recipe, items: int) -> TokenSpace:
             f"{type(quantizer).__name__} does not know its sizes before it is fitted (it has no "
             "`asked_sizes`); run `jaxrec tokenize` and look at the sizes it prints."
         )
+    while isinstance(collisions, SinkhornLast):
+        collisions = collisions.leftovers  # which ends the codes, and may append the digit
     if not isinstance(collisions, ExtraDigit):
         return TokenSpace(tuple(sizes))
     capacity = collisions.capacity or ASSUMED_CAPACITY

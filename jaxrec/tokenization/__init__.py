@@ -31,6 +31,7 @@ from jaxrec.tokenization.random_last import RandomLast
 from jaxrec.tokenization.residual_kmeans import ResidualKMeans
 from jaxrec.tokenization.rqvae import RqVae
 from jaxrec.tokenization.semantic_ids import SemanticIds, codes_as_text, codes_from_text
+from jaxrec.tokenization.separate import Separate
 from jaxrec.tokenization.sinkhorn_last import SinkhornLast
 from jaxrec.tokenization.streaming import Streamed
 from jaxrec.tokenization.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ __all__ = [
     "ResidualKMeans",
     "RqVae",
     "SemanticIds",
+    "Separate",
     "SinkhornLast",
     "Streamed",
     "Taken",

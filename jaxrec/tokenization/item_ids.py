@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from jaxrec.tokenization.quality_categories import Categories
 from jaxrec.tokenization.semantic_ids import SemanticIds
 from jaxrec.types import TokenSpace
 
@@ -38,6 +39,7 @@ class ItemIds:
         train_mask: np.ndarray | None = None,
         fit_on: str = "all_items",
         sequences: Any = None,
+        categories: Categories | None = None,
     ) -> tuple[SemanticIds, dict[str, Any]]:
         """The code of an item is its catalogue row. All arguments but `items` are unused.
 
@@ -47,7 +49,7 @@ class ItemIds:
         Returns:
             The artefact, and a report without quality: nothing was quantized.
         """
-        del key, vectors, order, train_mask, fit_on, sequences
+        del key, vectors, order, train_mask, fit_on, sequences, categories
         names = np.asarray(items, str)
         ids = SemanticIds(
             codes=np.arange(len(names), dtype=np.int32)[:, None],

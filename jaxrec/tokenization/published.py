@@ -23,6 +23,7 @@ from jaxtyping import PRNGKeyArray
 from jaxrec.data.tables import fingerprint_files, json_object
 from jaxrec.files import file_hash, write_text
 from jaxrec.tokenization.collisions import ExtraDigit
+from jaxrec.tokenization.quality_categories import Categories
 from jaxrec.tokenization.quantizer import check_vectors
 from jaxrec.tokenization.semantic_ids import SemanticIds, codes_as_text, codes_from_text
 from jaxrec.tokenization.tokenizer import finish
@@ -58,7 +59,7 @@ class PublishedIds:
     collisions: Any = ExtraDigit()
     """ExtraDigit(), RandomLast() or Keep()."""
 
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.collisions.reads_vectors:
@@ -91,14 +92,17 @@ class PublishedIds:
         train_mask: np.ndarray | None = None,
         fit_on: str = "all_items",
         sequences: Any = None,
+        categories: Categories | None = None,
     ) -> tuple[SemanticIds, dict[str, Any]]:
-        """Semantic IDs of a catalogue. Nothing is fitted: `key`, `train_mask`, `fit_on` and
-        `sequences` are unused.
+        """Semantic IDs of a catalogue. Nothing is fitted: `key`, `train_mask` and `fit_on` are
+        unused.
 
         Args:
             vectors: Float[n, d], row = catalogue row: for the quality report only, may be None.
             items: n item ids.
             order: rows from first served to last; catalogue order by default.
+            sequences: the training events, for the quality report only.
+            categories: of the n items, likewise.
 
         Returns:
             The artefact, and the report of `Tokenizer`; `fit` says what was read.
@@ -107,7 +111,7 @@ class PublishedIds:
             ValueError: the file is missing or malformed, lacks an item of the catalogue, or holds
                 codes beyond `sizes`; bad vectors.
         """
-        del key, train_mask, fit_on, sequences
+        del key, train_mask, fit_on
         names = [str(item) for item in items]
         points = None if vectors is None else np.asarray(check_vectors(vectors))
         if points is not None and len(names) != len(points):
@@ -132,6 +136,8 @@ class PublishedIds:
                 "n_unused_items": len(index) - len(set(rows.tolist())),
                 "fit_on": "published",
             },
+            sequences=sequences,
+            categories=categories,
         )
         report["quality"]["advice"] += self._doubts(index, names)
         return ids, report

@@ -14,6 +14,8 @@ from jaxtyping import PRNGKeyArray
 from jaxrec.tokenization.collisions import ExtraDigit
 from jaxrec.tokenization.leaves import Decode
 from jaxrec.tokenization.quality import quality_report
+from jaxrec.tokenization.quality_behaviour import successive_pairs
+from jaxrec.tokenization.quality_categories import Categories
 from jaxrec.tokenization.quantizer import check_vectors
 from jaxrec.tokenization.residual_kmeans import ResidualKMeans
 from jaxrec.tokenization.semantic_ids import SemanticIds
@@ -47,7 +49,7 @@ class Tokenizer:
     """Finds rows that belong together, `pairs(sequences, n) -> int[m, 2]` with n the number of
     items, for quantizers that read `pairs`."""
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if getattr(self.collaborative, "reads_text", False):
@@ -66,6 +68,7 @@ class Tokenizer:
         train_mask: np.ndarray | None = None,
         fit_on: str = "all_items",
         sequences: Any = None,
+        categories: Categories | None = None,
     ) -> tuple[SemanticIds, dict[str, Any]]:
         """Semantic IDs of a catalogue.
 
@@ -77,7 +80,9 @@ class Tokenizer:
             train_mask: bool[n], items seen in training; needed for `fit_on="train_items"`.
             fit_on: rows that shape the codebooks, `train_items` or `all_items`.
             sequences: the training events, `offsets` int64[u + 1] and `item` int32[e] (a
-                `TrainingSequences`); needed where the quantizer reads behaviour.
+                `TrainingSequences`); needed where the quantizer reads behaviour. The quality
+                report looks at them too.
+            categories: of the n items, a label or labels from broad to narrow, for that report.
 
         Returns:
             The artefact, and a JSON-ready report: `fit`, `quality` (of the quantizer's own codes),
@@ -113,6 +118,8 @@ class Tokenizer:
                 "fit_on": fit_on,
                 "n_fitted_rows": int(mask.sum()),
             },
+            sequences=sequences,
+            categories=categories,
         )
 
     def fingerprint(self) -> str:
@@ -184,6 +191,8 @@ def finish(
     order: np.ndarray | None = None,
     vectors: np.ndarray | None = None,
     decode: Decode | None = None,
+    sequences: Any = None,
+    categories: Categories | None = None,
 ) -> tuple[SemanticIds, dict[str, Any]]:
     """Semantic IDs from a quantizer's codes, and the report of every tokenizer.
 
@@ -198,10 +207,13 @@ def finish(
         order: rows from first served to last.
         vectors: float[n, d], where there are any.
         decode: codes int32[m, 1..l] to vectors, where there are codebooks.
+        sequences: the training events, whose successive items the quality report looks at.
+        categories: of the n items, which it looks at likewise.
 
     Returns:
         The artefact, and the report: `fit`, `quality`, `collisions`, `final`.
     """
+    pairs = None if sequences is None else successive_pairs(sequences)
     final = policy(codes, sizes=sizes, order=order, vectors=vectors, decode=decode)
     ids = SemanticIds(
         codes=final.codes,
@@ -212,7 +224,14 @@ def finish(
     )
     return ids, {
         "fit": fit,
-        "quality": quality_report(codes, sizes, vectors=vectors, decode=decode),
+        "quality": quality_report(
+            codes,
+            sizes,
+            vectors=vectors,
+            decode=decode,
+            categories=categories,
+            pairs=pairs if pairs is not None and len(pairs) else None,
+        ),
         "collisions": {"policy": type(policy).__name__, **final.report},
         "final": ids.summary(),
     }

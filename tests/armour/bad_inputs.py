@@ -215,6 +215,47 @@ def _short_histories(place: Place) -> Words:
     return _run(change=_set("data", "source", value=source))(place)
 
 
+def _extend(spoil: Callable[[Path, Path], object]) -> Callable:
+    """`jaxrec extend` of a finished run by three items; spoils a folder that holds `new.npy`,
+    `ids.txt` and no `version` yet, or the run."""
+
+    def make(place: Place) -> Words:
+        run, folder = place.finished(), place.folder
+        vectors = np.load(run / "artefacts/vectors/vectors.npy")[:3]
+        np.save(folder / "new.npy", vectors + np.float32(0.001))
+        (folder / "ids.txt").write_text("n1\nn2\nn3\n", encoding="utf-8")
+        spoil(folder, run)
+        words = ["extend", str(run), "--vectors", str(folder / "new.npy")]
+        return [*words, "--ids", str(folder / "ids.txt"), "--out", str(folder / "version")]
+
+    return make
+
+
+def _new_vectors(change: Callable[[np.ndarray], np.ndarray]) -> Callable:
+    return _extend(lambda folder, _: np.save(
+        folder / "new.npy", change(np.load(folder / "new.npy"))
+    ))  # fmt: skip
+
+
+def _new_ids(text: str) -> Callable:
+    return _extend(lambda folder, _: (folder / "ids.txt").write_text(text, encoding="utf-8"))
+
+
+def _known_ids(folder: Path, run: Path) -> None:
+    known = np.load(run / "artefacts/histories/items.npy")[:2].tolist()
+    (folder / "ids.txt").write_text("\n".join([*known, "n3"]), encoding="utf-8")
+
+
+def _index_there(folder: Path, _: Path) -> None:
+    (folder / "version").mkdir()
+    (folder / "version/thesis.txt").write_text("precious", encoding="utf-8")
+
+
+def _one_hole(vectors: np.ndarray) -> np.ndarray:
+    vectors[1, 0] = np.nan
+    return vectors
+
+
 def _missing(name: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -224,6 +265,8 @@ def _missing(name: str) -> Callable[[Path], None]:
 
 _AGAIN = "Delete the folder that is named; the same `jaxrec run` makes it again."
 _DATA, _RECIPE, _RUN = "logs and items", "recipes and flags", "runs and their files"
+_NEW = "new items (`jaxrec extend`)"
+_SAME_WAY = "Make the vectors as the run made its own, steps included."
 
 CASES = (
     # Logs and items
@@ -291,13 +334,25 @@ CASES = (
     Case("a damaged finished.json", "finished.json is damaged: it is truncated or was edited. Delete that file; `jaxrec run` on the run's recipe.json writes it again.", "Delete that file; `jaxrec run` writes it again.", _answer(_cut("checkpoints/0-supervised/finished.json")), _RUN),
     Case("a finished.json that is something else", "finished.json is damaged: it is truncated or was edited.", "Delete that file; `jaxrec run` writes it again.", _answer(_write("checkpoints/0-supervised/finished.json", b"[]")), _RUN),
     Case("a damaged report", "report.json is not readable as JSON", "`jaxrec evaluate` writes it again.", lambda place: ["compare", str(place.finished()), _answer(_cut("report.json"))(Place(place.folder / "2", place.recipe, place.finished))[1]], _RUN),
+    # New items
+    Case("vectors of another width", "new.npy has vectors of width 3, and those of ... have 32; make them with its representation (...).", _SAME_WAY, _new_vectors(lambda vectors: vectors[:, :3]), _NEW),
+    Case("new vectors that are not finite", "new.npy has non-finite numbers in 1 row(s), first in row 1; repair the file.", "Repair those rows.", _new_vectors(_one_hole), _NEW),
+    Case("more vectors than ids", "ids must name each of the 3 rows of ...new.npy once, got 2 ids", "Give an id for every row.", _new_ids("n1\nn2\n"), _NEW),
+    Case("more ids than vectors", "ids must name each of the 3 rows of ...new.npy once, got 4 ids", "Give a row for every id.", _new_ids("n1\nn2\nn3\nn4\n"), _NEW),
+    Case("an id twice", "ids must name each of the 3 rows of ...new.npy once, got 3 ids, 2 of them different", "Name every new item once.", _new_ids("n1\nn2\nn2\n"), _NEW),
+    Case("a line without an id", "ids.txt must hold one item id a line, and line 2 is empty.", "Write one id a line.", _new_ids("n1\n\nn3\n"), _NEW),
+    Case("ids that the index has", "2 of 3 items are in the index already, among them ...; leave them out", "Leave them out.", _extend(_known_ids), _NEW),
+    Case("no file of vectors", "there is no file ...new.npy", "Check the path.", _extend(lambda folder, _: (folder / "new.npy").unlink()), _NEW),
+    Case("a RUN that is no run", "is not a run: it has no recipe.json. Runs are made by `jaxrec run RECIPE`.", "Name a folder below `runs/`.", _extend(lambda _, run: shutil.rmtree(run)), _NEW),
+    Case("a run without semantic IDs", "tokens is not the output of a stage: stage.json is missing. Run `jaxrec run` on the run's recipe to make it.", "Run the command that is named.", _extend(lambda _, run: shutil.rmtree(run / "artefacts/tokens")), _NEW),
+    Case("an --out that is there", "version exists; name a folder that does not", "Choose another `--out`.", _extend(_index_there), _NEW),
 )  # fmt: skip
 
 
 def table() -> str:
     """The cases as Markdown tables, one a part."""
     lines = []
-    for part in (_DATA, _RECIPE, _RUN):
+    for part in (_DATA, _RECIPE, _RUN, _NEW):
         lines += [
             f"### {part[0].upper()}{part[1:]}",
             "",

@@ -10,8 +10,8 @@ import pytest
 
 from jaxrec.commands.tokenize_compare import main
 from jaxrec.data.synthetic import SyntheticWorld
-from jaxrec.pipeline import compare_tokens as compare_tokens_module
-from jaxrec.pipeline.compare_tokens import compare_tokens, gather_runs, open_tokens, parse_labels
+from jaxrec.pipeline import categories as categories_module
+from jaxrec.pipeline.compare_tokens import compare_tokens, gather_runs, open_tokens
 from jaxrec.pipeline.compare_tokens_examples import (
     collision_groups,
     example_groups,
@@ -87,8 +87,17 @@ def test_quality_is_that_of_the_codes_in_use(opened, compared):
     np.testing.assert_array_equal(wide.codes, np.asarray(wide.tokens.ids.codes)[:, :2])
     # The very numbers that the run's own stage found, where both have them.
     own = wide.tokens.quality["quality"]
-    for name in ("collisions", "levels", "reconstruction", "alignment"):
+    for name in (
+        "collisions",
+        "levels",
+        "reconstruction",
+        "alignment",
+        "neighbourhood",
+        "behaviour",
+    ):
         assert told[name] == own[name]
+    assert {**told["categories"], "column": "category"} == own["categories"]
+    assert told["advice"] == own["advice"]
     assert json.loads(json.dumps(compared)) == compared
 
 
@@ -122,17 +131,6 @@ def test_the_best_of_a_line():
     same = measure_rows({"a": quality(0.1, 0.5), "b": quality(0.1, 0.5)}, same_vectors=True)
     assert all(row["best"] == [] for row in same)
     assert len({measure.name for measure in MEASURES}) == len(MEASURES)
-
-
-def test_labels_of_a_column():
-    assert parse_labels("Shop > Nails, Tips > Polish; Shop > Gifts") == [
-        "Shop",
-        "Nails, Tips",
-        "Polish",
-    ]
-    assert parse_labels("Action, War") == ["Action", "War"]
-    assert parse_labels("Drama") == ["Drama"]
-    assert parse_labels("") == []
 
 
 def test_groups_are_the_fullest_and_what_lies_below():
@@ -258,7 +256,7 @@ def test_categories_come_from_a_column(opened, monkeypatch):
     assert row_of(found, "the same, above chance")["values"]["wide"] == pytest.approx(above)
     titles = compare_tokens(opened[:1], column="title")["runs"]["wide"]["quality"]["categories"]
     assert titles["n_categories"] == len(set(opened[0].data.titles))
-    monkeypatch.setattr(compare_tokens_module, "COLUMNS", ("colour",))
+    monkeypatch.setattr(categories_module, "COLUMNS", ("colour",))
     without = compare_tokens(opened[:1])
     assert without["categories"] is None
     assert "purity of the first code" not in {row["name"] for row in without["measures"]}

@@ -1,5 +1,6 @@
 """Balanced residual k-means: even levels that encoding reproduces, and what is left unbalanced."""
 
+import functools
 import itertools
 import json
 
@@ -27,8 +28,18 @@ def crowded(rows=650, width=12, seed=0):
 
 
 VECTORS = crowded()
-STATE = SMALL.fit(KEY, VECTORS)
-CODES = np.asarray(SMALL.encode(STATE, VECTORS))
+
+
+@functools.cache
+def fitted(quantizer):
+    """Its state after VECTORS, fitted when a test first asks for it."""
+    return quantizer.fit(KEY, VECTORS)
+
+
+@functools.cache
+def coded(quantizer):
+    """Its codes of VECTORS."""
+    return np.asarray(quantizer.encode(fitted(quantizer), VECTORS))
 
 
 def spread(codes, size=16):
@@ -58,11 +69,11 @@ def test_it_is_a_quantizer_and_survives_the_recipe_file():
 
 
 def test_encoding_the_fitted_rows_is_even_at_every_level():
-    assert spread(CODES) == [1, 1, 1]  # 650 = 40 * 16 + 10
+    assert spread(coded(SMALL)) == [1, 1, 1]  # 650 = 40 * 16 + 10
     unbalanced = SMALL.unbalanced
     plain = unbalanced.encode(unbalanced.fit(KEY, VECTORS), VECTORS)
     assert min(spread(plain)) > 10
-    report = SMALL.report(STATE)
+    report = SMALL.report(fitted(SMALL))
     assert report["fit_rows_off_balance"] == [0, 0, 0]
     assert report["fit_fewest_rows"] == [40, 40, 40]
     assert report["fit_most_rows"] == [41, 41, 41]
@@ -73,11 +84,11 @@ def test_encoding_the_fitted_rows_is_even_at_every_level():
 
 
 def test_encoding_equals_the_slow_reference():
-    np.testing.assert_array_equal(CODES, slow_encode(STATE, VECTORS))
-    assert CODES.dtype == np.int32
+    np.testing.assert_array_equal(coded(SMALL), slow_encode(fitted(SMALL), VECTORS))
+    assert coded(SMALL).dtype == np.int32
     new = crowded(rows=100, seed=7)
-    np.testing.assert_array_equal(SMALL.encode(STATE, new), slow_encode(STATE, new))
-    np.testing.assert_array_equal(SMALL.encode(STATE, VECTORS[5:6])[0], CODES[5])
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), new), slow_encode(fitted(SMALL), new))
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), VECTORS[5:6])[0], coded(SMALL)[5])
 
 
 def test_ties_go_to_the_lowest_code_at_every_level():
@@ -125,26 +136,26 @@ def test_greedy_learns_other_centroids_and_codes_are_even_all_the_same():
     state = greedy.fit(KEY, VECTORS)
     assert spread(greedy.encode(state, VECTORS)) == [1, 1, 1]
     # From the same start: what differs is the way.
-    assert np.abs(state.plain.codebooks[0] - STATE.plain.codebooks[0]).max() > 0.1
+    assert np.abs(state.plain.codebooks[0] - fitted(SMALL).plain.codebooks[0]).max() > 0.1
     assert greedy.report(state)["method"] == "greedy"
 
 
 def test_squared_error_falls_with_every_level():
     errors = [((VECTORS - VECTORS.mean(0)) ** 2).sum()]
     for levels in (1, 2, 3):
-        decoded = np.asarray(SMALL.decode(STATE, CODES[:, :levels]))
+        decoded = np.asarray(SMALL.decode(fitted(SMALL), coded(SMALL)[:, :levels]))
         errors.append(((VECTORS - decoded) ** 2).sum())
     assert all(after < before for before, after in itertools.pairwise(errors))
-    np.testing.assert_allclose(STATE.plain.trace.before, errors[:-1], rtol=1e-4)
-    np.testing.assert_allclose(STATE.plain.trace.after, errors[1:], rtol=1e-4)
+    np.testing.assert_allclose(fitted(SMALL).plain.trace.before, errors[:-1], rtol=1e-4)
+    np.testing.assert_allclose(fitted(SMALL).plain.trace.after, errors[1:], rtol=1e-4)
 
 
 def test_decoding_is_the_sum_of_codewords():
-    books = [np.asarray(book) for book in STATE.plain.codebooks]
-    expected = np.asarray(STATE.plain.offset) + sum(
-        book[CODES[:, level]] for level, book in enumerate(books)
+    books = [np.asarray(book) for book in fitted(SMALL).plain.codebooks]
+    expected = np.asarray(fitted(SMALL).plain.offset) + sum(
+        book[coded(SMALL)[:, level]] for level, book in enumerate(books)
     )
-    np.testing.assert_allclose(SMALL.decode(STATE, CODES), expected, atol=1e-6)
+    np.testing.assert_allclose(SMALL.decode(fitted(SMALL), coded(SMALL)), expected, atol=1e-6)
 
 
 def test_normalised_residuals_follow_the_definition():
@@ -175,17 +186,19 @@ def test_rows_without_weight_do_not_matter():
 
 def test_equal_keys_give_equal_states():
     again = SMALL.fit(KEY, VECTORS)
-    for left, right in zip(jax.tree.leaves(STATE), jax.tree.leaves(again)):
+    for left, right in zip(jax.tree.leaves(fitted(SMALL)), jax.tree.leaves(again)):
         np.testing.assert_array_equal(left, right)
 
 
 def test_arrays_bring_the_state_back():
-    arrays = SMALL.to_arrays(STATE)
+    arrays = SMALL.to_arrays(fitted(SMALL))
     names = [f"{name}_{level}" for name in ("codebook", "prices") for level in range(3)]
     assert sorted(arrays) == sorted(["offset", "scales", *names])
     back = SMALL.from_arrays(arrays)
-    np.testing.assert_array_equal(SMALL.encode(back, VECTORS), CODES)
-    np.testing.assert_array_equal(SMALL.decode(back, CODES), SMALL.decode(STATE, CODES))
+    np.testing.assert_array_equal(SMALL.encode(back, VECTORS), coded(SMALL))
+    np.testing.assert_array_equal(
+        SMALL.decode(back, coded(SMALL)), SMALL.decode(fitted(SMALL), coded(SMALL))
+    )
     assert "fit_most_rows" not in SMALL.report(back)
     for absent in ("codebook_2", "prices_1"):
         with pytest.raises(ValueError, match=f"lacks {absent}"):
@@ -211,8 +224,8 @@ def test_bad_hyper_parameters(fields, message):
 
 def test_bad_input():
     with pytest.raises(ValueError, match="width 5 do not fit a quantizer of width 12"):
-        SMALL.encode(STATE, np.zeros((2, 5), np.float32))
+        SMALL.encode(fitted(SMALL), np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match=r"level 1 has codes 16..16, outside 0..15"):
-        SMALL.decode(STATE, np.array([[0, 16, 0]]))
+        SMALL.decode(fitted(SMALL), np.array([[0, 16, 0]]))
     with pytest.raises(ValueError, match="got pairs"):
         SMALL.fit(KEY, VECTORS, {"pairs": 1})

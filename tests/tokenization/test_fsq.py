@@ -1,9 +1,8 @@
-"""FSQ: the grid by hand, its bijection, its gradients, and the tests of METHODS T9."""
+"""FSQ as a quantizer: its fit, its codes, its state, and the tests of METHODS T9."""
 
 import dataclasses
-import itertools
+import functools
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +12,12 @@ import pytest
 from jaxrec.parallel import make_mesh, rows_sharding
 from jaxrec.recipe import from_json, to_json
 from jaxrec.tokenization import Quantizer, Tokenizer, fsq
-from jaxrec.tokenization.fsq import (
-    Fsq,
-    FsqState,
-    bound,
-    codes_of_digits,
-    digits_of_codes,
-    fsq_loss,
-    fsq_round,
-    grid_values,
-)
+from jaxrec.tokenization.fsq import Fsq, FsqState, fsq_loss
+from jaxrec.tokenization.fsq_grid import digits_of_codes
 from jaxrec.tokenization.mlp import Layer, init_mlp
 from jaxrec.tokenization.rqvae_network import RqVaeParams
 from jaxrec.training import AdamW
+from tests.tokenization.test_fsq_grid import slow_bound
 from tests.tokenization.test_residual_kmeans import clustered
 
 KEY = jax.random.key(0)
@@ -37,19 +29,23 @@ SMALL = Fsq(
     optimizer=AdamW(learning_rate=1e-2, warmup_steps=5),
 )
 VECTORS = clustered(rows=400)
-STATE = SMALL.fit(KEY, VECTORS)
-CODES = np.asarray(SMALL.encode(STATE, VECTORS))
+
+
+@functools.cache
+def fitted(quantizer):
+    """Its state after VECTORS, fitted when a test first asks for it."""
+    return quantizer.fit(KEY, VECTORS)
+
+
+@functools.cache
+def coded(quantizer):
+    """Its codes of VECTORS."""
+    return np.asarray(quantizer.encode(fitted(quantizer), VECTORS))
 
 
 def assert_equal_states(left, right):
     for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def slow_bound(scalar, values):
-    half = (values - 1) * 1.001 / 2
-    offset = 0.5 if values % 2 == 0 else 0.0
-    return math.tanh(scalar + math.atanh(offset / half)) * half - offset
 
 
 def slow_scalars(state, vectors):
@@ -62,58 +58,6 @@ def slow_scalars(state, vectors):
 
 def squared_error(quantizer, state, codes):
     return float(((VECTORS - np.asarray(quantizer.decode(state, codes))) ** 2).mean())
-
-
-@pytest.mark.parametrize("values", [2, 3, 4, 5, 8, 255, 256])
-def test_the_bound_reaches_every_value_of_the_grid_and_no_other(values):
-    scalars = np.concatenate([np.linspace(-12, 12, 20_001), [-1e30, 1e30]]).astype(np.float32)
-    bounded = bound(jnp.asarray(scalars)[:, None], (values,))[:, 0]
-    expected = [slow_bound(float(scalar), values) for scalar in scalars]
-    np.testing.assert_allclose(bounded, expected, atol=2e-5 * values)
-    rounded = np.unique(np.asarray(fsq_round(bounded)))
-    # Even numbers of values are not symmetric: of 8 they are -4 .. 3.
-    np.testing.assert_array_equal(rounded, np.arange(values) - values // 2)
-    assert abs(float(bound(jnp.zeros((1, 1)), (values,))[0, 0])) < 1e-4
-    normalised = np.asarray(grid_values(jnp.arange(values)[:, None], (values,)))[:, 0]
-    np.testing.assert_allclose(normalised, rounded / (values // 2), rtol=1e-6)
-    assert normalised[0] == -1.0
-    assert normalised[-1] <= 1.0
-
-
-def test_every_scalar_has_its_own_number_of_values():
-    scalars = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 3)), jnp.float32)
-    together = bound(scalars, (8, 5, 2))
-    for place, values in enumerate((8, 5, 2)):
-        alone = bound(scalars[..., place : place + 1], (values,))[..., 0]
-        np.testing.assert_array_equal(together[..., place], alone)
-
-
-def test_halves_go_to_the_lower_value():
-    halves = jnp.asarray([-1.5, -0.5, 0.5, 1.5, -0.4, 0.4])
-    np.testing.assert_array_equal(fsq_round(halves), [-2, -1, 0, 1, 0, 0])
-    assert not np.signbit(np.asarray(fsq_round(jnp.asarray([-0.4, -0.0])))).any()
-
-
-@pytest.mark.parametrize("grid", [(8, 8, 8, 6, 5), (2,), (3, 7, 2, 4)])
-def test_codes_and_digits_are_a_bijection(grid):
-    codes = jnp.arange(math.prod(grid))
-    digits = digits_of_codes(codes, grid)
-    np.testing.assert_array_equal(codes_of_digits(digits, grid), codes)
-    # The first digit counts units, so the last one is the slowest.
-    slowest_first = itertools.product(*(range(values) for values in grid[::-1]))
-    np.testing.assert_array_equal(digits, [each[::-1] for each in slowest_first])
-
-
-def test_the_gradient_passes_the_rounding_and_is_that_of_the_bound():
-    scalars = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
-    inside = jnp.asarray([-1.7, 0.2, 1.4])
-    np.testing.assert_array_equal(jax.grad(lambda y: fsq_round(y).sum())(inside), np.ones(3))
-    gradient = jax.grad(lambda z: fsq_round(bound(z, (8, 5, 2))).sum())(scalars)
-    for place, values in enumerate((8, 5, 2)):
-        for row in range(6):
-            scalar, step = float(scalars[row, place]), 1e-5
-            rise = slow_bound(scalar + step, values) - slow_bound(scalar - step, values)
-            np.testing.assert_allclose(gradient[row, place], rise / (2 * step), rtol=1e-3)
 
 
 def test_gradients_of_the_decoder_agree_with_differences():
@@ -148,7 +92,7 @@ def test_identity_networks_round_the_vectors():
 
 
 def test_encoding_equals_the_slow_reference():
-    scalars = slow_scalars(STATE, VECTORS)
+    scalars = slow_scalars(fitted(SMALL), VECTORS)
     digits = np.ceil(scalars - 0.5).astype(int) + np.array([2, 2, 1, 4, 2])
     expected = np.stack(
         [digits[:, 0] + 5 * digits[:, 1] + 20 * digits[:, 2], digits[:, 3] + 8 * digits[:, 4]], 1
@@ -156,25 +100,29 @@ def test_encoding_equals_the_slow_reference():
     # float32 may fall on the other side of a half.
     is_clear = (np.abs(scalars - np.floor(scalars) - 0.5) > 1e-4).all(1)
     assert is_clear.mean() > 0.95
-    np.testing.assert_array_equal(CODES[is_clear], expected[is_clear])
-    assert CODES.dtype == np.int32
-    assert SMALL.sizes(STATE) == (60, 40)
+    np.testing.assert_array_equal(coded(SMALL)[is_clear], expected[is_clear])
+    assert coded(SMALL).dtype == np.int32
+    assert SMALL.sizes(fitted(SMALL)) == (60, 40)
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_decoding_puts_missing_tokens_in_the_middle(tokens):
     digits = np.concatenate(
         [
-            np.asarray(digits_of_codes(jnp.asarray(CODES[:, 0]), (5, 4, 3))) - [2, 2, 1],
-            np.asarray(digits_of_codes(jnp.asarray(CODES[:, 1]), (8, 5))) - [4, 2],
+            np.asarray(digits_of_codes(jnp.asarray(coded(SMALL)[:, 0]), (5, 4, 3))) - [2, 2, 1],
+            np.asarray(digits_of_codes(jnp.asarray(coded(SMALL)[:, 1]), (8, 5))) - [4, 2],
         ],
         1,
     ) / [2, 2, 1, 4, 2]
     if tokens == 1:
         digits[:, 3:] = 0
-    (v1, c1), (v2, c2) = jax.tree.map(np.asarray, STATE.params.decoder)
-    expected = (np.maximum(digits @ v1 + c1, 0) @ v2 + c2) * STATE.scale + STATE.mean
-    np.testing.assert_allclose(SMALL.decode(STATE, CODES[:, :tokens]), expected, atol=1e-4)
+    (v1, c1), (v2, c2) = jax.tree.map(np.asarray, fitted(SMALL).params.decoder)
+    expected = (np.maximum(digits @ v1 + c1, 0) @ v2 + c2) * fitted(SMALL).scale + fitted(
+        SMALL
+    ).mean
+    np.testing.assert_allclose(
+        SMALL.decode(fitted(SMALL), coded(SMALL)[:, :tokens]), expected, atol=1e-4
+    )
 
 
 def test_it_is_a_quantizer_and_survives_the_recipe_file():
@@ -182,19 +130,22 @@ def test_it_is_a_quantizer_and_survives_the_recipe_file():
     other = Fsq(grid=((8, 5), (4,)), optimizer=AdamW(weight_decay=0.1))
     assert from_json(json.loads(json.dumps(to_json(other)))) == other
     assert hash(SMALL) == hash(dataclasses.replace(SMALL))
-    assert Fsq().sizes(STATE) == (15_360,) * 4
+    assert Fsq().sizes(fitted(SMALL)) == (15_360,) * 4
     assert Fsq().reads == ()
 
 
 def test_training_lowers_the_error_far_below_that_of_random_codes():
-    losses = np.asarray(STATE.trace.reconstruction)
+    losses = np.asarray(fitted(SMALL).trace.reconstruction)
     assert losses.shape == (200,)
     assert losses[-10:].mean() < 0.5 * losses[:10].mean()
-    error = squared_error(SMALL, STATE, CODES)
+    error = squared_error(SMALL, fitted(SMALL), coded(SMALL))
     assert error < 0.4 * VECTORS.var(0).mean()
     generator = np.random.default_rng(2)
-    for shuffled in (CODES[generator.permutation(400)], generator.integers(0, (60, 40), (400, 2))):
-        assert error < 0.2 * squared_error(SMALL, STATE, shuffled)
+    for shuffled in (
+        coded(SMALL)[generator.permutation(400)],
+        generator.integers(0, (60, 40), (400, 2)),
+    ):
+        assert error < 0.2 * squared_error(SMALL, fitted(SMALL), shuffled)
 
 
 def test_the_reported_loss_is_that_of_the_batch():
@@ -209,15 +160,17 @@ def test_the_reported_loss_is_that_of_the_batch():
 
 
 def test_the_report_counts_codes_and_values_in_use():
-    report = SMALL.report(STATE)
-    used = [len(np.unique(column)) for column in CODES.T]
+    report = SMALL.report(fitted(SMALL))
+    used = [len(np.unique(column)) for column in coded(SMALL).T]
     assert report["fit_used_codes"] == used
     assert report["fit_utilisation"] == [used[0] / 60, used[1] / 40]
-    digits = np.asarray(digits_of_codes(jnp.asarray(CODES[:, 1]), (8, 5)))
+    digits = np.asarray(digits_of_codes(jnp.asarray(coded(SMALL)[:, 1]), (8, 5)))
     values = [len(np.unique(digits[:, 0])) / 8, len(np.unique(digits[:, 1])) / 5]
     assert report["fit_scalar_utilisation"][3:] == values
     assert min(report["fit_scalar_utilisation"]) > 0.7
-    few = dataclasses.replace(STATE, trace=dataclasses.replace(STATE.trace, rows=jnp.int32(50)))
+    few = dataclasses.replace(
+        fitted(SMALL), trace=dataclasses.replace(fitted(SMALL).trace, rows=jnp.int32(50))
+    )
     reachable = SMALL.report(few)["fit_utilisation_of_reachable"]
     assert reachable == [used[0] / 50, used[1] / 40]
     json.dumps(report)
@@ -225,23 +178,25 @@ def test_the_report_counts_codes_and_values_in_use():
 
 def test_equal_keys_give_equal_states_however_the_steps_are_dispatched(monkeypatch):
     other = SMALL.fit(jax.random.key(1), VECTORS)
-    assert np.abs(other.params.encoder[0].weight - STATE.params.encoder[0].weight).max() > 1e-3
+    assert (
+        np.abs(other.params.encoder[0].weight - fitted(SMALL).params.encoder[0].weight).max() > 1e-3
+    )
     monkeypatch.setattr(fsq, "_STEPS_PER_DISPATCH", 40)
-    assert_equal_states(SMALL.fit(KEY, VECTORS), STATE)
+    assert_equal_states(SMALL.fit(KEY, VECTORS), fitted(SMALL))
 
 
 def test_encoding_is_deterministic_and_blocked(monkeypatch):
     monkeypatch.setattr(fsq, "block_rows", lambda codes: 64)
-    np.testing.assert_array_equal(SMALL.encode(STATE, VECTORS), CODES)
-    np.testing.assert_array_equal(SMALL.encode(STATE, VECTORS[5:6])[0], CODES[5])
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), VECTORS), coded(SMALL))
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), VECTORS[5:6])[0], coded(SMALL)[5])
 
 
 def test_the_units_of_a_dimension_do_not_matter():
     units = np.float32(2.0) ** np.arange(-6, 6)  # powers of two: the same digits
     scaled = SMALL.fit(KEY, VECTORS * units)
-    np.testing.assert_array_equal(SMALL.encode(scaled, VECTORS * units), CODES)
-    expected = SMALL.decode(STATE, CODES) * units
-    np.testing.assert_array_equal(SMALL.decode(scaled, CODES), expected)
+    np.testing.assert_array_equal(SMALL.encode(scaled, VECTORS * units), coded(SMALL))
+    expected = SMALL.decode(fitted(SMALL), coded(SMALL)) * units
+    np.testing.assert_array_equal(SMALL.decode(scaled, coded(SMALL)), expected)
 
 
 def test_constant_vectors_share_their_codes_and_decode_to_themselves():
@@ -276,21 +231,23 @@ def test_weights_count():
         decoded = np.asarray(SMALL.decode(fitted, SMALL.encode(fitted, VECTORS)))
         return ((VECTORS - decoded) ** 2).sum(1)
 
-    heavy, even = errors(state), errors(STATE)
+    heavy, even = errors(state), errors(fitted(SMALL))
     assert heavy[:200].sum() / heavy[200:].sum() < even[:200].sum() / even[200:].sum()
 
 
 def test_sharded_rows_give_the_codes_of_one_device():
     sharded = jax.device_put(jnp.asarray(VECTORS), rows_sharding(make_mesh()))
-    np.testing.assert_array_equal(SMALL.encode(STATE, sharded), CODES)
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), sharded), coded(SMALL))
 
 
 def test_arrays_bring_the_state_back():
-    arrays = SMALL.to_arrays(STATE)
+    arrays = SMALL.to_arrays(fitted(SMALL))
     back = SMALL.from_arrays(arrays)
-    assert_equal_states(back, dataclasses.replace(STATE, trace=None))
-    np.testing.assert_array_equal(SMALL.encode(back, VECTORS), CODES)
-    np.testing.assert_array_equal(SMALL.decode(back, CODES), SMALL.decode(STATE, CODES))
+    assert_equal_states(back, dataclasses.replace(fitted(SMALL), trace=None))
+    np.testing.assert_array_equal(SMALL.encode(back, VECTORS), coded(SMALL))
+    np.testing.assert_array_equal(
+        SMALL.decode(back, coded(SMALL)), SMALL.decode(fitted(SMALL), coded(SMALL))
+    )
     assert "fit_used_codes" not in SMALL.report(back)
     with pytest.raises(ValueError, match="lacks decoder_1_bias"):
         SMALL.from_arrays({name: arrays[name] for name in arrays if name != "decoder_1_bias"})
@@ -301,7 +258,7 @@ def test_arrays_bring_the_state_back():
 def test_the_tokenizer_takes_it():
     items = [f"item {row}" for row in range(400)]
     ids, report = Tokenizer(SMALL)(KEY, VECTORS, items=items)
-    np.testing.assert_array_equal(ids.codes[:, :2], CODES)
+    np.testing.assert_array_equal(ids.codes[:, :2], coded(SMALL))
     assert report["final"]["is_unique"]
     assert report["fit"]["grid"] == [[5, 4, 3], [8, 5]]
 
@@ -330,9 +287,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="1 of 400 vectors have non-finite"):
         SMALL.fit(KEY, bad)
     with pytest.raises(ValueError, match="width 5 do not fit a quantizer of width 12"):
-        SMALL.encode(STATE, np.zeros((2, 5), np.float32))
+        SMALL.encode(fitted(SMALL), np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match=r"level 1 has codes 40..40, outside 0..39"):
-        SMALL.decode(STATE, np.array([[0, 40]]))
+        SMALL.decode(fitted(SMALL), np.array([[0, 40]]))
     with pytest.raises(ValueError, match="got pairs"):
         SMALL.fit(KEY, VECTORS, {"pairs": 1})
     wild = dataclasses.replace(SMALL, optimizer=AdamW(learning_rate=1e30, warmup_steps=0))

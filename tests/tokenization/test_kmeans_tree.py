@@ -1,6 +1,7 @@
 """The tree of k-means: slow walks over it, and the invariants of METHODS T6."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -20,9 +21,21 @@ KEY = jax.random.key(0)
 EVEN = KMeansTree(branches=4)
 FREE = KMeansTree(branches=4, leaf=10, balanced=False)
 VECTORS = clustered(rows=300)
-TREES = {"even": (EVEN, EVEN.fit(KEY, VECTORS)), "free": (FREE, FREE.fit(KEY, VECTORS))}
-CODES = {name: np.asarray(tree.encode(state, VECTORS)) for name, (tree, state) in TREES.items()}
+TREES = {"even": EVEN, "free": FREE}
 BOTH = pytest.mark.parametrize("name", TREES)
+
+
+@functools.cache
+def grown(name):
+    """A tree, and its state after VECTORS; fitted when a test first asks for it."""
+    return TREES[name], TREES[name].fit(KEY, VECTORS)
+
+
+@functools.cache
+def coded(name):
+    """Its codes of VECTORS."""
+    tree, state = grown(name)
+    return np.asarray(tree.encode(state, VECTORS))
 
 
 def slow_walk(state, vectors):
@@ -46,18 +59,18 @@ def assert_equal_states(left, right):
 
 @BOTH
 def test_it_is_a_quantizer_and_survives_the_recipe_file(name):
-    tree, state = TREES[name]
+    tree, state = grown(name)
     assert isinstance(tree, Quantizer)
     assert from_json(json.loads(json.dumps(to_json(tree)))) == tree
     assert tree.reads == ()
-    assert CODES[name].dtype == np.int32
+    assert coded(name).dtype == np.int32
     json.dumps(tree.report(state))
 
 
 @BOTH
 def test_children_partition_their_parent_down_to_leaves_of_one_vector(name):
-    tree, state = TREES[name]
-    codes = CODES[name]
+    tree, state = grown(name)
+    codes = coded(name)
     assert len(np.unique(codes, axis=0)) == 300
     assert len(state.centroids[-1]) == 300
     for level in range(codes.shape[1]):
@@ -109,8 +122,8 @@ def test_larger_leaves_are_numbered_in_the_order_of_rows():
 
 
 def test_shallow_leaves_of_free_trees_are_padded_with_zeros():
-    tree, state = TREES["free"]
-    codes = CODES["free"]
+    tree, state = grown("free")
+    codes = coded("free")
     counts = [np.diff(np.asarray(starts)) for starts in state.children]
     assert len(counts) > balanced_levels(300, 4, 10)
     node, was_alone = np.zeros(300, int), np.zeros(300, bool)
@@ -128,7 +141,7 @@ def test_shallow_leaves_of_free_trees_are_padded_with_zeros():
 
 @BOTH
 def test_vectors_that_share_more_codes_are_more_alike(name):
-    codes = CODES[name]
+    codes = coded(name)
     units = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
     cosine = units @ units.T
     shared = np.cumprod(codes[:, None] == codes[None], -1).sum(-1)
@@ -139,19 +152,19 @@ def test_vectors_that_share_more_codes_are_more_alike(name):
 
 @BOTH
 def test_new_vectors_walk_to_the_nearest_child(name):
-    tree, state = TREES[name]
+    tree, state = grown(name)
     new = clustered(rows=100, seed=7)
     np.testing.assert_array_equal(tree.encode(state, new), slow_walk(state, new))
     mixed = np.concatenate([new[:5], VECTORS[:5], new[5:10]])
     expected = np.concatenate(
-        [slow_walk(state, new[:5]), CODES[name][:5], slow_walk(state, new[5:10])]
+        [slow_walk(state, new[:5]), coded(name)[:5], slow_walk(state, new[5:10])]
     )
     np.testing.assert_array_equal(tree.encode(state, mixed), expected)
     # Walks end at leaves, and balance moved some fitted rows away from where they would walk.
     walked = slow_walk(state, VECTORS)
-    assert {*map(tuple, walked.tolist())} <= {*map(tuple, CODES[name].tolist())}
+    assert {*map(tuple, walked.tolist())} <= {*map(tuple, coded(name).tolist())}
     if name == "even":
-        assert (walked != CODES[name]).any()
+        assert (walked != coded(name)).any()
 
 
 def test_ties_go_to_the_lowest_child():
@@ -169,8 +182,8 @@ def test_ties_go_to_the_lowest_child():
 
 @BOTH
 def test_decoding_gives_the_mean_of_the_node_and_the_vector_at_the_leaf(name):
-    tree, state = TREES[name]
-    codes = CODES[name]
+    tree, state = grown(name)
+    codes = coded(name)
     np.testing.assert_array_equal(tree.decode(state, codes), VECTORS)
     for levels in range(1, codes.shape[1]):
         _, node = np.unique(codes[:, :levels], axis=0, return_inverse=True)
@@ -180,8 +193,8 @@ def test_decoding_gives_the_mean_of_the_node_and_the_vector_at_the_leaf(name):
 
 @BOTH
 def test_a_child_that_does_not_exist_decodes_to_the_last_node_on_its_path(name):
-    tree, state = TREES[name]
-    codes, sizes, tried = CODES[name], tree.sizes(state), 0
+    tree, state = grown(name)
+    codes, sizes, tried = coded(name), tree.sizes(state), 0
     for level in range(1, codes.shape[1]):
         counts = np.diff(np.asarray(state.children[level]))
         node = int(counts.argmin())
@@ -224,7 +237,7 @@ def test_fitted_vectors_are_known_wherever_they_would_walk():
 
 @BOTH
 def test_vectors_a_rounding_apart_get_different_codes(name):
-    tree = TREES[name][0]
+    tree = TREES[name]
     near = np.nextafter(np.float32(1), np.float32(2), dtype=np.float32)
     rows = np.array(list(itertools.product((1, near), repeat=6)), np.float32)
     codes = np.asarray(tree.encode(tree.fit(KEY, rows), rows))
@@ -233,7 +246,7 @@ def test_vectors_a_rounding_apart_get_different_codes(name):
 
 @BOTH
 def test_rows_without_weight_change_nothing_and_weights_move_means(name):
-    tree = TREES[name][0]
+    tree = TREES[name]
     weights = np.where(np.arange(300) < 200, 1.0 + np.arange(300), 0.0).astype(np.float32)
     padded = np.where(weights[:, None] > 0, VECTORS, 1e6).astype(np.float32)
     state = tree.fit(KEY, VECTORS, {"weights": weights})
@@ -254,16 +267,16 @@ def test_rows_without_weight_change_nothing_and_weights_move_means(name):
 
 @BOTH
 def test_equal_keys_give_equal_trees_and_units_do_not_matter(name):
-    tree, state = TREES[name]
+    tree, state = grown(name)
     assert_equal_states(tree.fit(KEY, VECTORS), state)
     other = tree.fit(jax.random.key(1), VECTORS)
     assert np.abs(other.centroids[0] - state.centroids[0]).max() > 1e-3
     scaled = tree.fit(KEY, VECTORS * np.float32(4))  # a power of two: the same digits
-    np.testing.assert_array_equal(tree.encode(scaled, VECTORS * np.float32(4)), CODES[name])
+    np.testing.assert_array_equal(tree.encode(scaled, VECTORS * np.float32(4)), coded(name))
 
 
 def test_sharded_rows_give_the_codes_of_one_device():
-    tree, state = TREES["even"]
+    tree, state = grown("even")
     new = clustered(rows=304, seed=7)
     sharded = jax.device_put(jnp.asarray(new), rows_sharding(make_mesh()))
     np.testing.assert_array_equal(tree.encode(state, sharded), slow_walk(state, new))
@@ -271,11 +284,11 @@ def test_sharded_rows_give_the_codes_of_one_device():
 
 @BOTH
 def test_arrays_bring_the_tree_back(name):
-    tree, state = TREES[name]
+    tree, state = grown(name)
     arrays = tree.to_arrays(state)
     back = tree.from_arrays(arrays)
     assert_equal_states(back, dataclasses.replace(state, trace=None))
-    np.testing.assert_array_equal(tree.encode(back, VECTORS), CODES[name])
+    np.testing.assert_array_equal(tree.encode(back, VECTORS), coded(name))
     assert "fit_mse_after" not in tree.report(back)
     with pytest.raises(ValueError, match="a KMeansTree of"):
         tree.from_arrays({each: arrays[each] for each in arrays if each != "children_1"})
@@ -291,7 +304,7 @@ def test_the_tokenizer_needs_no_policy_unless_vectors_are_equal():
     items = [f"item {row}" for row in range(300)]
     ids, report = Tokenizer(EVEN, Keep())(KEY, VECTORS, items=items)
     assert report["final"]["is_unique"]
-    np.testing.assert_array_equal(ids.codes, CODES["even"])
+    np.testing.assert_array_equal(ids.codes, coded("even"))
     twins = np.concatenate([VECTORS[:270], VECTORS[:30]])
     _, kept = Tokenizer(EVEN, Keep())(KEY, twins, items=items)
     _, moved = Tokenizer(EVEN, Reassign())(KEY, twins, items=items)
@@ -314,7 +327,7 @@ def test_bad_hyper_parameters(fields, message):
 
 
 def test_bad_input():
-    tree, state = TREES["even"]
+    tree, state = grown("even")
     bad = VECTORS.copy()
     bad[3, 2] = np.nan
     with pytest.raises(ValueError, match="1 of 300 vectors have non-finite"):

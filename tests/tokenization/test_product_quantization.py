@@ -1,6 +1,7 @@
 """PQ and OPQ: a plain numpy PQ, and the invariants of METHODS T7."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -35,9 +36,18 @@ def correlated(rows=600, width=12, seed=0):
 VECTORS = correlated()
 PLAIN = ProductKMeans(parts=4, codes=16)
 TURNED = ProductKMeans(parts=4, codes=16, rotation="learnt", alternations=12)
-STATE = PLAIN.fit(KEY, VECTORS)
-CODES = np.asarray(PLAIN.encode(STATE, VECTORS))
-LEARNT = TURNED.fit(KEY, VECTORS)
+
+
+@functools.cache
+def fitted(quantizer):
+    """Its state after VECTORS, fitted when a test first asks for it."""
+    return quantizer.fit(KEY, VECTORS)
+
+
+@functools.cache
+def coded(quantizer):
+    """Its codes of VECTORS."""
+    return np.asarray(quantizer.encode(fitted(quantizer), VECTORS))
 
 
 def slow_encode(state, vectors):
@@ -72,8 +82,9 @@ def test_it_is_a_quantizer_and_survives_the_recipe_file():
     assert PLAIN.reads == ()
 
 
-@pytest.mark.parametrize(("quantizer", "state"), [(PLAIN, STATE), (TURNED, LEARNT)])
-def test_encoding_equals_the_slow_reference(quantizer, state):
+@pytest.mark.parametrize("quantizer", [PLAIN, TURNED])
+def test_encoding_equals_the_slow_reference(quantizer):
+    state = fitted(quantizer)
     for vectors in (VECTORS, correlated(rows=100, seed=7)):
         codes = np.asarray(quantizer.encode(state, vectors))
         np.testing.assert_array_equal(codes, slow_encode(state, vectors))
@@ -104,10 +115,10 @@ def test_the_fit_is_that_of_a_plain_numpy_pq_from_equal_starts():
 
 
 def test_the_rotation_is_orthogonal_and_the_reported_errors_are_true():
-    rotation = np.asarray(LEARNT.rotation, np.float64)
+    rotation = np.asarray(fitted(TURNED).rotation, np.float64)
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(12), atol=1e-5)
     assert np.abs(rotation - np.eye(12)).max() > 0.1
-    for quantizer, state in ((PLAIN, STATE), (TURNED, LEARNT)):
+    for quantizer, state in ((PLAIN, fitted(PLAIN)), (TURNED, fitted(TURNED))):
         error = distortion(quantizer, state, VECTORS)
         np.testing.assert_allclose(state.trace.turns[-1], error, rtol=1e-4)
         np.testing.assert_allclose(state.trace.after.sum(), error, rtol=1e-4)
@@ -119,17 +130,17 @@ def test_the_rotation_is_orthogonal_and_the_reported_errors_are_true():
 
 
 def test_distortion_falls_over_the_alternations_from_that_of_plain_pq():
-    turns = np.asarray(LEARNT.trace.turns)
+    turns = np.asarray(fitted(TURNED).trace.turns)
     assert turns.shape == (13,)
     assert (np.diff(turns) <= 1e-5 * turns[0]).all()
-    np.testing.assert_allclose(turns[0], STATE.trace.turns[0], rtol=1e-6)
+    np.testing.assert_allclose(turns[0], fitted(PLAIN).trace.turns[0], rtol=1e-6)
     assert turns[-1] < 0.8 * turns[0]
 
 
 def test_principal_axes_are_a_better_start_for_gaussian_vectors():
     quantizer = dataclasses.replace(TURNED, start="pca", alternations=0)
     state = quantizer.fit(KEY, VECTORS)
-    assert distortion(quantizer, state, VECTORS) < 0.8 * distortion(PLAIN, STATE, VECTORS)
+    assert distortion(quantizer, state, VECTORS) < 0.8 * distortion(PLAIN, fitted(PLAIN), VECTORS)
     rotation = np.asarray(state.rotation, np.float64)
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(12), atol=1e-5)
     centred = VECTORS - VECTORS.mean(0, dtype=np.float64)
@@ -179,7 +190,7 @@ def test_a_rotation_of_the_vectors_does_not_change_what_opq_achieves():
         errors.append(distortion(quantizer, quantizer.fit(KEY, vectors), vectors))
     np.testing.assert_allclose(*errors, rtol=0.02)
     plain = PLAIN.fit(KEY, (VECTORS @ turn).astype(np.float32))
-    assert abs(float(plain.trace.turns[-1] / STATE.trace.turns[-1]) - 1) > 0.02
+    assert abs(float(plain.trace.turns[-1] / fitted(PLAIN).trace.turns[-1]) - 1) > 0.02
 
 
 def test_as_many_codes_as_different_blocks_leave_no_error():
@@ -244,8 +255,9 @@ def test_a_codebook_grows_where_the_block_has_more_to_tell():
     assert _grow(one, jnp.zeros((600, 3)), ones, 16, total).shape == (1, 3)
 
 
-@pytest.mark.parametrize(("quantizer", "state"), [(PLAIN, STATE), (TURNED, LEARNT)])
-def test_a_prefix_leaves_the_other_parts_at_their_mean(quantizer, state):
+@pytest.mark.parametrize("quantizer", [PLAIN, TURNED])
+def test_a_prefix_leaves_the_other_parts_at_their_mean(quantizer):
+    state = fitted(quantizer)
     codes = np.asarray(quantizer.encode(state, VECTORS))
     rotation = np.eye(12) if state.rotation is None else np.asarray(state.rotation, np.float64)
     errors = [((VECTORS - VECTORS.mean(0)) ** 2).sum()]
@@ -263,15 +275,15 @@ def test_a_prefix_leaves_the_other_parts_at_their_mean(quantizer, state):
 
 def test_translation_moves_the_offset_and_nothing_else():
     moved = PLAIN.fit(KEY, VECTORS + np.float32(64))
-    np.testing.assert_array_equal(PLAIN.encode(moved, VECTORS + np.float32(64)), CODES)
-    np.testing.assert_allclose(moved.offset, STATE.offset + 64, atol=1e-3)
+    np.testing.assert_array_equal(PLAIN.encode(moved, VECTORS + np.float32(64)), coded(PLAIN))
+    np.testing.assert_allclose(moved.offset, fitted(PLAIN).offset + 64, atol=1e-3)
 
 
 def test_equal_keys_give_equal_states_and_rows_are_encoded_one_by_one():
-    assert_equal_states(TURNED.fit(KEY, VECTORS), LEARNT)
+    assert_equal_states(TURNED.fit(KEY, VECTORS), fitted(TURNED))
     other = PLAIN.fit(jax.random.key(1), VECTORS)
-    assert np.abs(other.codebooks[0] - STATE.codebooks[0]).max() > 1e-3
-    np.testing.assert_array_equal(PLAIN.encode(STATE, VECTORS[5:6])[0], CODES[5])
+    assert np.abs(other.codebooks[0] - fitted(PLAIN).codebooks[0]).max() > 1e-3
+    np.testing.assert_array_equal(PLAIN.encode(fitted(PLAIN), VECTORS[5:6])[0], coded(PLAIN)[5])
 
 
 @pytest.mark.parametrize("start", ["identity", "pca"])
@@ -298,21 +310,24 @@ def test_weights_count():
         decoded = np.asarray(TURNED.decode(fitted, TURNED.encode(fitted, VECTORS)))
         return ((VECTORS - decoded) ** 2).sum(1)
 
-    heavy, even = errors(state), errors(LEARNT)
+    heavy, even = errors(state), errors(fitted(TURNED))
     np.testing.assert_allclose(state.trace.turns[-1], (weights * heavy).sum(), rtol=1e-4)
     assert heavy[:300].sum() / heavy[300:].sum() < 0.9 * even[:300].sum() / even[300:].sum()
 
 
 def test_sharded_rows_give_the_codes_and_the_rotation_of_one_device():
     sharded = jax.device_put(jnp.asarray(VECTORS), rows_sharding(make_mesh()))
-    np.testing.assert_array_equal(TURNED.encode(LEARNT, sharded), slow_encode(LEARNT, VECTORS))
-    near = jnp.asarray(VECTORS @ np.asarray(LEARNT.rotation))
+    np.testing.assert_array_equal(
+        TURNED.encode(fitted(TURNED), sharded), slow_encode(fitted(TURNED), VECTORS)
+    )
+    near = jnp.asarray(VECTORS @ np.asarray(fitted(TURNED).rotation))
     rotation = best_rotation(sharded, near, jnp.ones(600))
-    np.testing.assert_allclose(rotation, LEARNT.rotation, atol=1e-4)
+    np.testing.assert_allclose(rotation, fitted(TURNED).rotation, atol=1e-4)
 
 
-@pytest.mark.parametrize(("quantizer", "state"), [(PLAIN, STATE), (TURNED, LEARNT)])
-def test_arrays_bring_the_state_back(quantizer, state):
+@pytest.mark.parametrize("quantizer", [PLAIN, TURNED])
+def test_arrays_bring_the_state_back(quantizer):
+    state = fitted(quantizer)
     arrays = quantizer.to_arrays(state)
     assert ("rotation" in arrays) == (quantizer is TURNED)
     back = quantizer.from_arrays(arrays)
@@ -355,8 +370,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="non-empty matrix"):
         PLAIN.fit(KEY, np.zeros((0, 4), np.float32))
     with pytest.raises(ValueError, match="width 8 do not fit a quantizer of width 12"):
-        PLAIN.encode(STATE, np.zeros((2, 8), np.float32))
+        PLAIN.encode(fitted(PLAIN), np.zeros((2, 8), np.float32))
     with pytest.raises(ValueError, match=r"level 1 has codes 16..16, outside 0..15"):
-        PLAIN.decode(STATE, np.array([[0, 16, 0, 0]]))
+        PLAIN.decode(fitted(PLAIN), np.array([[0, 16, 0, 0]]))
     with pytest.raises(ValueError, match="got pairs"):
         PLAIN.fit(KEY, VECTORS, {"pairs": 1})

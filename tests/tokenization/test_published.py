@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -65,6 +66,16 @@ def test_without_vectors_and_with_collisions_kept(index):
     assert ids.space.sizes == (4, 5)
     assert not report["final"]["is_unique"]
     assert "alignment" not in report["quality"]
+
+
+def test_they_are_judged_by_events_and_categories_too(index):
+    events = SimpleNamespace(offsets=np.array([0, 3]), item=np.array([0, 2, 1]))
+    quality = PublishedIds(index)(
+        items=["0", "1", "2"], sequences=events, categories=["x", "y", "x"]
+    )[1]["quality"]
+    assert (quality["behaviour"]["n_pairs"], quality["behaviour"]["overlap"]) == (2, 0.5)
+    assert quality["categories"]["prefixes"][1]["purity"] == 1.0
+    assert "neighbourhood" not in quality  # there are no codebooks
 
 
 def test_colliding_items_may_draw_other_last_codes(index):

@@ -1,5 +1,6 @@
 """Residual k-means: the invariants of METHODS T4, and a slow reference of encoding."""
 
+import functools
 import itertools
 import json
 
@@ -25,8 +26,18 @@ def clustered(rows=800, width=12, seed=0):
 
 
 VECTORS = clustered()
-STATE = SMALL.fit(KEY, VECTORS)
-CODES = np.asarray(SMALL.encode(STATE, VECTORS))
+
+
+@functools.cache
+def fitted(quantizer):
+    """Its state after VECTORS, fitted when a test first asks for it."""
+    return quantizer.fit(KEY, VECTORS)
+
+
+@functools.cache
+def coded(quantizer):
+    """Its codes of VECTORS."""
+    return np.asarray(quantizer.encode(fitted(quantizer), VECTORS))
 
 
 def slow_encode(state, vectors, normalise=False):
@@ -65,10 +76,10 @@ def test_it_is_a_quantizer_and_survives_the_recipe_file():
 
 
 def test_encoding_equals_the_slow_reference():
-    np.testing.assert_array_equal(CODES, slow_encode(STATE, VECTORS))
-    assert CODES.dtype == np.int32
+    np.testing.assert_array_equal(coded(SMALL), slow_encode(fitted(SMALL), VECTORS))
+    assert coded(SMALL).dtype == np.int32
     new = clustered(rows=100, seed=7)
-    np.testing.assert_array_equal(SMALL.encode(STATE, new), slow_encode(STATE, new))
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), new), slow_encode(fitted(SMALL), new))
 
 
 def test_ties_go_to_the_lowest_code_at_every_level():
@@ -86,44 +97,44 @@ def test_ties_go_to_the_lowest_code_at_every_level():
 
 
 def test_encoding_is_deterministic_and_row_by_row():
-    np.testing.assert_array_equal(SMALL.encode(STATE, VECTORS), CODES)
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), VECTORS), coded(SMALL))
     again = SMALL.fit(KEY, VECTORS)
-    for left, right in zip(jax.tree.leaves(STATE), jax.tree.leaves(again)):
+    for left, right in zip(jax.tree.leaves(fitted(SMALL)), jax.tree.leaves(again)):
         np.testing.assert_array_equal(left, right)
-    np.testing.assert_array_equal(SMALL.encode(STATE, VECTORS[5:6])[0], CODES[5])
+    np.testing.assert_array_equal(SMALL.encode(fitted(SMALL), VECTORS[5:6])[0], coded(SMALL)[5])
 
 
 def test_squared_error_falls_with_every_level():
     errors = [((VECTORS - VECTORS.mean(0)) ** 2).sum()]
     for levels in (1, 2, 3):
-        decoded = np.asarray(SMALL.decode(STATE, CODES[:, :levels]))
+        decoded = np.asarray(SMALL.decode(fitted(SMALL), coded(SMALL)[:, :levels]))
         errors.append(((VECTORS - decoded) ** 2).sum())
     assert all(after < before for before, after in itertools.pairwise(errors))
-    np.testing.assert_allclose(STATE.trace.before, errors[:-1], rtol=1e-4)
-    np.testing.assert_allclose(STATE.trace.after, errors[1:], rtol=1e-4)
+    np.testing.assert_allclose(fitted(SMALL).trace.before, errors[:-1], rtol=1e-4)
+    np.testing.assert_allclose(fitted(SMALL).trace.after, errors[1:], rtol=1e-4)
 
 
 def test_decoding_is_the_sum_of_codewords():
-    books = [np.asarray(book) for book in STATE.codebooks]
-    expected = np.asarray(STATE.offset) + sum(
-        book[CODES[:, level]] for level, book in enumerate(books)
+    books = [np.asarray(book) for book in fitted(SMALL).codebooks]
+    expected = np.asarray(fitted(SMALL).offset) + sum(
+        book[coded(SMALL)[:, level]] for level, book in enumerate(books)
     )
-    np.testing.assert_allclose(SMALL.decode(STATE, CODES), expected, atol=1e-6)
+    np.testing.assert_allclose(SMALL.decode(fitted(SMALL), coded(SMALL)), expected, atol=1e-6)
 
 
 def test_translation_moves_the_offset_and_nothing_else():
     moved = SMALL.fit(KEY, VECTORS + np.float32(64))  # a power of two loses few digits
-    np.testing.assert_array_equal(SMALL.encode(moved, VECTORS + np.float32(64)), CODES)
-    np.testing.assert_allclose(moved.offset, STATE.offset + 64, atol=1e-3)
-    for left, right in zip(moved.codebooks, STATE.codebooks):
+    np.testing.assert_array_equal(SMALL.encode(moved, VECTORS + np.float32(64)), coded(SMALL))
+    np.testing.assert_allclose(moved.offset, fitted(SMALL).offset + 64, atol=1e-3)
+    for left, right in zip(moved.codebooks, fitted(SMALL).codebooks):
         np.testing.assert_allclose(left, right, atol=1e-3)
 
 
 def test_rotation_rotates_the_codebooks_and_nothing_else():
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0].astype(np.float32)
     turned = SMALL.fit(KEY, VECTORS @ rotation)
-    np.testing.assert_array_equal(SMALL.encode(turned, VECTORS @ rotation), CODES)
-    for left, right in zip(turned.codebooks, STATE.codebooks):
+    np.testing.assert_array_equal(SMALL.encode(turned, VECTORS @ rotation), coded(SMALL))
+    for left, right in zip(turned.codebooks, fitted(SMALL).codebooks):
         np.testing.assert_allclose(left, right @ rotation, atol=1e-4)
 
 
@@ -209,26 +220,28 @@ def test_weights_count():
 def test_sharded_rows_give_the_codes_of_one_device():
     sharded = jax.device_put(jnp.asarray(VECTORS), rows_sharding(make_mesh()))
     state = SMALL.fit(KEY, sharded)
-    np.testing.assert_array_equal(SMALL.encode(state, sharded), CODES)
-    for left, right in zip(state.codebooks, STATE.codebooks):
+    np.testing.assert_array_equal(SMALL.encode(state, sharded), coded(SMALL))
+    for left, right in zip(state.codebooks, fitted(SMALL).codebooks):
         np.testing.assert_allclose(left, right, atol=1e-5)
 
 
 def test_arrays_bring_the_state_back():
-    arrays = SMALL.to_arrays(STATE)
+    arrays = SMALL.to_arrays(fitted(SMALL))
     assert sorted(arrays) == ["codebook_0", "codebook_1", "codebook_2", "offset", "scales"]
     back = SMALL.from_arrays(arrays)
-    np.testing.assert_array_equal(SMALL.encode(back, VECTORS), CODES)
-    np.testing.assert_array_equal(SMALL.decode(back, CODES), SMALL.decode(STATE, CODES))
+    np.testing.assert_array_equal(SMALL.encode(back, VECTORS), coded(SMALL))
+    np.testing.assert_array_equal(
+        SMALL.decode(back, coded(SMALL)), SMALL.decode(fitted(SMALL), coded(SMALL))
+    )
     assert "fit_iterations" not in SMALL.report(back)
     with pytest.raises(ValueError, match="lacks codebook_2"):
         SMALL.from_arrays({name: arrays[name] for name in arrays if name != "codebook_2"})
 
 
 def test_states_are_pytrees():
-    doubled = jax.tree.map(lambda leaf: leaf * 2, STATE)
-    np.testing.assert_array_equal(doubled.offset, STATE.offset * 2)
-    assert len(jax.tree.leaves(STATE)) == 1 + 3 + 1 + 5
+    doubled = jax.tree.map(lambda leaf: leaf * 2, fitted(SMALL))
+    np.testing.assert_array_equal(doubled.offset, fitted(SMALL).offset * 2)
+    assert len(jax.tree.leaves(fitted(SMALL))) == 1 + 3 + 1 + 5
 
 
 @pytest.mark.parametrize(
@@ -255,11 +268,11 @@ def test_bad_input():
     with pytest.raises(ValueError, match="non-empty matrix"):
         SMALL.fit(KEY, np.zeros((0, 3), np.float32))
     with pytest.raises(ValueError, match="width 5 do not fit a quantizer of width 12"):
-        SMALL.encode(STATE, np.zeros((2, 5), np.float32))
+        SMALL.encode(fitted(SMALL), np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match=r"level 1 has codes 16..16, outside 0..15"):
-        SMALL.decode(STATE, np.array([[0, 16, 0]]))
+        SMALL.decode(fitted(SMALL), np.array([[0, 16, 0]]))
     with pytest.raises(ValueError, match="codes must be integers"):
-        SMALL.decode(STATE, np.zeros((2, 4), np.int32))
+        SMALL.decode(fitted(SMALL), np.zeros((2, 4), np.int32))
     with pytest.raises(ValueError, match="one entry a row"):
         SMALL.fit(KEY, VECTORS, {"weights": np.ones(3)})
     with pytest.raises(ValueError, match="one must be positive"):

@@ -21,6 +21,9 @@ from jaxrec.tokenization import (
     SemanticIds,
     Tokenizer,
     popularity_order,
+    prefix_overlap,
+    prefix_purity,
+    successive_pairs,
 )
 
 KEY = jax.random.key(0)
@@ -211,6 +214,24 @@ def test_missing_behaviour_is_named(reads, arguments, message):
         )
 
 
+def test_codes_are_judged_by_events_and_categories_too():
+    labels = ["x", "y", "x", "", "y", "x"]
+    stage = Tokenizer(Reader(), Keep())
+    plain = stage(KEY, VECTORS[:6], items=ITEMS[:6])[1]["quality"]
+    found = stage(KEY, VECTORS[:6], items=ITEMS[:6], sequences=EVENTS, categories=labels)
+    quality, codes = found[1]["quality"], found[0].codes
+    assert quality["behaviour"] == prefix_overlap(codes, successive_pairs(EVENTS))
+    assert quality["neighbourhood"]["n_pairs"] == 3
+    assert quality["categories"] == prefix_purity(codes, labels)
+    shared = set(plain) - {"advice"}
+    assert not shared & {"behaviour", "neighbourhood", "categories"}
+    assert {name: quality[name] for name in shared} == {name: plain[name] for name in shared}
+    # Users of one event each have no item after another.
+    alone = SimpleNamespace(offsets=np.array([0, 1, 2]), item=np.array([0, 3]))
+    told = stage(KEY, VECTORS[:6], items=ITEMS[:6], sequences=alone)[1]["quality"]
+    assert "behaviour" not in told
+
+
 def test_bad_behaviour():
     with pytest.raises(ValueError, match="reads texts; it must be an encoder of behaviour"):
         Tokenizer(collaborative=WordLlama())
@@ -249,6 +270,7 @@ def test_every_tokenizer_takes_the_call_of_the_pipeline(tmp_path):
         "train_mask": np.ones(6, bool),
         "fit_on": "train_items",
         "sequences": EVENTS,
+        "categories": ["x", "y", "x", "", "y", "x"],
     }
     for stage in (
         Tokenizer(Reader()),
