@@ -70,15 +70,15 @@ def newest(
 
 
 def age_bucket(age: Int32[Array, "*any"]) -> Int32[Array, "*any"]:
-    """`floor(log2(1 + seconds))`, at most the last bucket.
+    """`floor(log2(1 + seconds))`; the future counts as now.
 
     Example:
         >>> import jax.numpy as jnp
         >>> age_bucket(jnp.array([0, 1, 3600, 2**31 - 1])).tolist()
         [0, 1, 11, 31]
     """
-    bits = jnp.log2(1.0 + jnp.maximum(age, 0).astype(jnp.float32))
-    return jnp.clip(bits.astype(jnp.int32), 0, AGES - 1)
+    seconds = jnp.maximum(age, 0).astype(jnp.uint32) + 1
+    return (31 - jax.lax.clz(seconds)).astype(jnp.int32)  # exact, as no logarithm is
 
 
 class DescribeEvents(nn.Module):

@@ -3,7 +3,7 @@
 import itertools
 import json
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -19,7 +19,7 @@ from jaxrec.interop.safetensors_files import (
     write_tensors,
 )
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
+BF16 = np.dtype(jnp.bfloat16)
 
 
 def arrays():

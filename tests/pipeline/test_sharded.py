@@ -16,7 +16,7 @@ from jaxrec.training.supervised import RankingValidation, StageContext, ranked_b
 STEPS = 6
 
 
-@pytest.mark.parametrize("history", ["merged", "flat"])
+@pytest.mark.parametrize("history", ["merged", pytest.param("flat", marks=pytest.mark.slow)])
 def test_loss_curve_and_answers_do_not_depend_on_the_mesh(small, tmp_path, history):
     recipe = replace(small, "stages.0.fit", dataclasses.replace(
         small.stages[0].fit, steps=STEPS, validate_every=STEPS, checkpoint_every=STEPS,
