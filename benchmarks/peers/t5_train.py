@@ -55,7 +55,7 @@ def main() -> None:
     for _ in range(WARM_UPS + options.steps):
         items = torch.randint(options.codes, (options.rows, options.items + 1, options.levels))
         tokens = items + offsets
-        history, labels = tokens[:, :-1].flatten(1), tokens[:, -1]
+        history, labels = tokens[:, :-1].flatten(1), tokens[:, -1].contiguous()
         start, busy = time.perf_counter(), time.process_time()
         loss = model(input_ids=history, attention_mask=torch.ones_like(history), labels=labels).loss
         optimizer.zero_grad()
