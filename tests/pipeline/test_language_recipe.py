@@ -115,8 +115,9 @@ def test_other_networks_do_not_read_text(small):
     check_supervision(dataclasses.replace(small, generator=TINY, stages=(histories,)))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["lc_rec", pytest.param("mini_onerec", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["lc_rec", "mini_onerec"])
 def test_the_recipes_run_on_beauty(name, root, shared_data, tmp_path):
     recipe = load_recipe(root / f"configs/{name}.py")
     for field, value in {
