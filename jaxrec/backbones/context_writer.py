@@ -64,17 +64,50 @@ class ContextWriter(abc.ABC):
     """
 
     layers: int
+    width: int
+    heads: int
+    feedforward: int | None
     dropout: float
     rope_base: float
     mixture: Mixture | None
+    remat: bool
+    unroll: int
+    dtype: str
+    initial_scale: float
+    attention: str
 
+    widening: ClassVar[int]
+    """Widths that the SwiGLU has where `feedforward` is None."""
     answers_last_only: ClassVar[bool] = True
     """`forward` answers for the last event of a row: the feed must put the targets there."""
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(
+                f"width={self.width} does not divide into heads={self.heads}; "
+                "choose a width that is a multiple of heads."
+            )
+        _ = self.stack  # its own checks
+
     @property
-    @abc.abstractmethod
     def stack(self) -> Stack:
         """Shape of the layers over the codes."""
+        wide = self.widening * self.width
+        return Stack(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_size=self.width // self.heads,
+            feedforward=wide if self.feedforward is None else self.feedforward,
+            dropout=self.dropout,
+            rope_base=self.rope_base,
+            remat=self.remat,
+            unroll=self.unroll,
+            dtype=self.dtype,
+            initial_scale=self.initial_scale,
+            attention=self.attention,
+        )
 
     @property
     @abc.abstractmethod

@@ -17,13 +17,14 @@ What the paper leaves open, and what is done here:
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
 from jaxrec.backbones import cost
 from jaxrec.backbones.context_writer import ContextWriter, Pieces
-from jaxrec.backbones.layers import Embedding, Stack, apply_module
+from jaxrec.backbones.layers import Embedding, apply_module
 from jaxrec.backbones.lazy_layers import Context, ContextProcessor, ContextShape
 from jaxrec.backbones.mixture import Mixture
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
@@ -77,13 +78,11 @@ class LazyDecoder(ContextWriter):
     attention: str = "xla"
     """Implementation of attention, see `jaxrec.backbones.attention.IMPLEMENTATIONS`."""
 
+    widening: ClassVar[int] = 4
+
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(
-                f"width={self.width} does not divide into heads={self.heads}; "
-                "choose a width that is a multiple of heads."
-            )
-        _ = self.stack, self.context  # their own checks
+        super().__post_init__()
+        _ = self.context  # its own checks
         if self.heads % self.context.kv_heads:
             raise ValueError(
                 f"kv_heads={self.kv_heads} must divide heads={self.heads}; "
@@ -99,25 +98,6 @@ class LazyDecoder(ContextWriter):
                 f"dense_layers={self.dense_layers} of layers={self.layers} leaves no layer for the "
                 "mixture; choose fewer, or mixture=None."
             )
-
-    @property
-    def stack(self) -> Stack:
-        """Shape of the layers over the codes."""
-        return Stack(
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_size=self.width // self.heads,
-            feedforward=4 * self.width if self.feedforward is None else self.feedforward,
-            dropout=self.dropout,
-            rope_base=self.rope_base,
-            remat=self.remat,
-            unroll=self.unroll,
-            dtype=self.dtype,
-            initial_scale=self.initial_scale,
-            attention=self.attention,
-        )
 
     @property
     def context(self) -> ContextShape:

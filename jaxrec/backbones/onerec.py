@@ -16,6 +16,7 @@ so. What the paper leaves open, and what is done here:
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -90,12 +91,10 @@ class OneRec(ContextWriter):
     attention: str = "xla"
     """Implementation of attention, see `jaxrec.backbones.attention.IMPLEMENTATIONS`."""
 
+    widening: ClassVar[int] = 2
+
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(
-                f"width={self.width} does not divide into heads={self.heads}; "
-                "choose a width that is a multiple of heads."
-            )
+        super().__post_init__()
         sizes = (self.short, self.positive, self.queries, self.user_buckets)
         if min(sizes) < 0 or not any(sizes):
             raise ValueError(
@@ -111,26 +110,7 @@ class OneRec(ContextWriter):
                 f"actions={self.actions}, feature_width={self.feature_width} and "
                 f"query_layers={self.query_layers} must be at least 1."
             )
-        _ = self.stack, self.encoder  # their own checks
-
-    @property
-    def stack(self) -> Stack:
-        """Shape of the decoder's layers."""
-        return Stack(
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_size=self.width // self.heads,
-            feedforward=2 * self.width if self.feedforward is None else self.feedforward,
-            dropout=self.dropout,
-            rope_base=self.rope_base,
-            remat=self.remat,
-            unroll=self.unroll,
-            dtype=self.dtype,
-            initial_scale=self.initial_scale,
-            attention=self.attention,
-        )
+        _ = self.encoder  # its own checks
 
     @property
     def encoder(self) -> Stack:
