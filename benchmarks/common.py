@@ -51,8 +51,16 @@ def machine() -> dict[str, Any]:
         "device": device.device_kind,
         "devices": jax.device_count(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: found for name in PACKAGES if (found := version(name))},
     }
+
+
+def version(package: str) -> str | None:
+    """Version of a package; None where it is not installed (on a machine that was lent, say)."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

@@ -22,8 +22,10 @@ device, with the share of the device's peak that the model's FLOPs by formula ma
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,6 @@ def build(name: str, system: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def ours(name: str, system: dict[str, Any]) -> dict[str, Any]:
     """Times of single steps of jaxrec, each on a batch of its own."""
-    import dataclasses
-
     import numpy as np
 
     network, space, objective = build(name, system)
@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     """
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    for name in options.systems:
+    for name in options.systems or SYSTEMS:
         system, rounds = SYSTEMS[name], []
         for _ in range(options.rounds):
             peer = run_peer(options.peer_python, system, options.cpu)
@@ -176,12 +176,12 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
             "microbatches": count,
             **summary([run_ours(name, {**SYSTEMS[name], "microbatches": count}, passive=True)]),
         }
-        for name in options.systems
+        for name in options.systems or SYSTEMS
         for count in map(int, options.microbatches.split(","))
     ]
 
 
-def on_accelerator() -> list[dict[str, Any]]:
+def on_accelerator(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A large decoder and a long HSTU on one device: seconds, tokens a second, share of the peak.
 
     Raises:
@@ -190,32 +190,13 @@ def on_accelerator() -> list[dict[str, Any]]:
     import jax
     import numpy as np
 
-    from jaxrec.backbones.decoder import Decoder
-    from jaxrec.objectives.next_token import NextToken
-    from jaxrec.types import TokenSpace
-
     device = jax.devices()[0]
     if device.platform == "cpu":
         raise SystemExit("--accelerator needs a GPU or a TPU; this machine has none.")
     rng, rows = np.random.default_rng(0), []
-    decoder = Decoder(
-        layers=24,
-        width=1792,
-        heads=14,
-        kv_heads=14,
-        dropout=0.0,
-        history="flat",
-        remat=True,
-        dtype="bfloat16",
-        attention="cudnn" if device.platform == "gpu" else "xla",
-    )
-    codes = TokenSpace((2048,) * 4)
-    long = {**SYSTEMS["hstu"], "length": 4096, "width": 1024, "heads": 4, "layers": 8}
-    hstu = build("hstu", {**long, "dtype": "bfloat16", "remat": True})
-    for name, (network, space, objective), shape, items in (
-        ("decoder", (decoder, codes, NextToken()), (8, 512), 100_000),
-        ("hstu", hstu, (8, 4096), long["items"]),
-    ):
+    for name, (network, space, objective), shape, items in large_systems(device.platform):
+        if options.systems and not name.startswith(tuple(options.systems)):
+            continue
         found = measure(
             network,
             space,
@@ -232,21 +213,59 @@ def on_accelerator() -> list[dict[str, Any]]:
                 "system": name,
                 "device": device.device_kind,
                 "rows": shape[0],
-                "tokens": shape[1] * (space.levels if name == "decoder" else 1),
+                "tokens": shape[1] * space.levels,
                 **found,
                 "tflops_a_second": round(per_second / 1e12, 1),
                 "share_of_peak": round(per_second / peak, 4) if peak else None,
                 "peak_gib": round(device.memory_stats()["peak_bytes_in_use"] / 2**30, 2),
             }
         )
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
+
+
+def large_systems(platform: str) -> Iterator[tuple[str, tuple[Any, Any, Any], tuple, int]]:
+    """What `--accelerator` measures: name, what `build` gives, rows and length, items.
+
+    HSTU without biases is the shape for which NVIDIA publishes its share of the peak. FLOPs count
+    all pairs of a row for the decoder and HSTU alike, also those that the mask forbids.
+    """
+    from jaxrec.backbones.decoder import Decoder
+    from jaxrec.objectives.next_token import NextToken
+    from jaxrec.types import TokenSpace
+
+    decoder = Decoder(
+        layers=24,
+        width=1792,
+        heads=14,
+        kv_heads=14,
+        dropout=0.0,
+        history="flat",
+        remat=True,
+        dtype="bfloat16",
+        attention="cudnn" if platform == "gpu" else "xla",
+    )
+    yield "decoder", (decoder, TokenSpace((2048,) * 4), NextToken()), (8, 512), 100_000
+    long = {"length": 4096, "width": 1024, "heads": 4, "layers": 8}
+    network, space, objective = build(
+        "hstu", {**SYSTEMS["hstu"], **long, "dtype": "bfloat16", "remat": True}
+    )
+    network = dataclasses.replace(network, dropout=0.0, recompute=False)
+    plain = dataclasses.replace(network, position_bias=False, time_bias=False)
+    for name, each in (("hstu without biases", plain), ("hstu", network)):
+        yield name, (each, space, objective), (8, 4096), SYSTEMS["hstu"]["items"]
 
 
 def main() -> None:
     """Compares, tunes, or measures an accelerator."""
     arguments = parser(__doc__)
     arguments.add_argument("--peer-python", default=sys.executable, help="one with torch")
-    arguments.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    arguments.add_argument(
+        "--systems",
+        nargs="+",
+        default=[],
+        help=f"some of {', '.join(SYSTEMS)}, or of those of --accelerator: decoder, hstu",
+    )
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--cpu", action="store_true", help="compare processor seconds")
     arguments.add_argument("--microbatches", help="numbers to try, ours only")
@@ -256,7 +275,7 @@ def main() -> None:
     if options.ours is not None:
         print(json.dumps(ours(*options.ours)))
     elif options.accelerator:
-        finish(options.json, on_accelerator(), {})
+        finish(options.json, on_accelerator(options), {})
     elif options.microbatches is not None:
         finish(options.json, tune(options), {})
     else:

@@ -57,7 +57,11 @@ class Hstu(Retriever):
     time_bias: bool = True
     """Add a learned number for the difference of times; off where a log has no times."""
     block: int = 256
-    """Queries that are attended at a time: longer rows never hold all pairs of a row."""
+    """Queries that are attended at a time: longer rows never hold all pairs of a row, and keys
+    behind a block cost nothing."""
+    recompute: bool = True
+    """Compute the attention weights of blocks anew in the backward pass; False is faster where all
+    pairs of a row fit into memory anyhow."""
     remat: bool = False
     """Recompute each layer in the backward pass."""
     unroll: int = 1
@@ -82,6 +86,7 @@ class Hstu(Retriever):
             position_bias=self.position_bias,
             time_bias=self.time_bias,
             block=self.block,
+            recompute=self.recompute,
             remat=self.remat,
             unroll=self.unroll,
             dtype=self.dtype,
@@ -133,7 +138,7 @@ class Hstu(Retriever):
         query = TokenMetadata(batch.segment, batch.position, {TIME: batch.time})
         read = TokenMetadata(batch.segment, batch.position, {TIME: times_read(batch.time, starts)})
         inputs = x.astype(self.dtype), query, read, None, layer_keys
-        x, _ = apply_module(HstuLayers(self.stack), params["layers"], *inputs)
+        x, _ = apply_module(HstuLayers(self.stack, ordered=True), params["layers"], *inputs)
         return unit_norm(x)
 
     def user_vectors(

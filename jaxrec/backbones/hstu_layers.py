@@ -49,6 +49,8 @@ class HstuStack:
     time_bias: bool = True
     block: int = 256
     """Queries that are attended at a time."""
+    recompute: bool = True
+    """Compute the attention weights of blocks anew in the backward pass."""
     remat: bool = False
     unroll: int = 1
     dtype: str = "float32"
@@ -128,6 +130,7 @@ class HstuBlock(nn.Module):
 
     cfg: HstuStack
     allow: Predicate
+    ordered: bool
     keep: bool
 
     @nn.compact
@@ -152,6 +155,8 @@ class HstuBlock(nn.Module):
             bias=self._bias(),
             allow=self.allow,
             block=cfg.block,
+            ordered=self.ordered,
+            recompute=cfg.recompute,
         )
         flat = (*x.shape[:2], -1)
         gated = gate.reshape(flat) * plain_norm(mixed.reshape(flat))
@@ -203,6 +208,8 @@ class HstuLayers(nn.Module):
 
     cfg: HstuStack
     allow: Predicate = packed
+    ordered: bool = False
+    """Whether `allow` forbids all that stands later in the row."""
     keep: bool = False
 
     @nn.compact
@@ -225,4 +232,6 @@ class HstuLayers(nn.Module):
             unroll=cfg.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(cfg, self.allow, self.keep, name="blocks")(x, query, key, read, dropout_keys)
+        return scanned(cfg, self.allow, self.ordered, self.keep, name="blocks")(
+            x, query, key, read, dropout_keys
+        )

@@ -12,7 +12,9 @@ natural logarithm where .301 = log10(2) suggests another base).
 
 Scores, bias and activation are float32 whatever the inputs are. Rows longer than a block are
 attended to a block of queries at a time, forward and backward, so that no array of all pairs ever
-exists: mask and bias too are made block by block, from what is known of each token.
+exists: mask and bias too are made block by block, from what is known of each token. Where no query
+sees a key that stands after it, the keys behind a block are not scored at all, which saves up to
+half of the work.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jaxrec.backbones.masks import Predicate, TokenMetadata, compile_mask, packed
+from jaxrec.types import PyTree
 
 LAST_BUCKET = 128
 """Bucket of all times from there on; a table of times has one entry more. Differences of int32
@@ -120,6 +123,8 @@ def pointwise_attention(
     bias: RelativeBias = NO_BIAS,
     allow: Predicate = packed,
     block: int | None = None,
+    ordered: bool = False,
+    recompute: bool = True,
 ) -> Float[Array, "b q h dv"]:
     """`(SiLU(q k^T + bias) / n * M) v`, unscaled: no division by the root of `d`.
 
@@ -133,8 +138,11 @@ def pointwise_attention(
         bias: tables of the relative bias; a table of times reads the label `time`.
         allow: who may attend to whom. A query that sees no key gets 0.
         block: queries that are attended at a time, one pass over all by default. Memory grows with
-            `block x t` instead of `q x t`, and the backward pass computes the weights anew; results
-            do not change.
+            `block x t` instead of `q x t`; results do not change.
+        ordered: `allow` forbids every key that stands after its query; rows of queries are then the
+            last ones of the rows of keys. Has an effect with blocks only.
+        recompute: with blocks, compute the weights anew in the backward pass; False keeps those of
+            all blocks, for short rows.
 
     Raises:
         ValueError: a number below 1, or a table of times beside tokens without the label `time`.
@@ -150,15 +158,40 @@ def pointwise_attention(
             f"{sorted(query.labels)} and {sorted(key.labels)}. Add it or drop the table."
         )
 
-    def attend(q: Array, query: TokenMetadata) -> Array:
+    def attend(q: Array, query: TokenMetadata, k: Array, v: Array, key: TokenMetadata) -> Array:
         scores = jnp.einsum("bqhd,bthd->bhqt", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.silu(scores + relative_bias(bias, query, key)) / normaliser
         weights = jnp.where(compile_mask(allow, query, key), weights, 0.0).astype(v.dtype)
         return jnp.einsum("bhqt,bthd->bqhd", weights, v)
 
     if block is None or q.shape[1] <= block:
-        return attend(q, query)
-    return _by_blocks(attend, q, query, block)
+        return attend(q, query, k, v, key)
+    if recompute:
+        attend = jax.checkpoint(attend, prevent_cse=ordered)  # a scan keeps its steps apart itself
+    if ordered:
+        return _in_order(attend, q, query, (k, v, key), block)
+    return _by_blocks(lambda q, query: attend(q, query, k, v, key), q, query, block)
+
+
+def _in_order(
+    attend: Callable[..., Array],
+    q: Array,
+    query: TokenMetadata,
+    seen: tuple[Array, Array, TokenMetadata],
+    block: int,
+) -> Array:
+    """`attend` for a block of queries after the other, each over the keys up to its last query."""
+    length, before = q.shape[1], seen[0].shape[1] - q.shape[1]
+
+    def columns(tree: PyTree, first: int, last: int) -> PyTree:
+        return jax.tree.map(lambda array: array[:, first:last], tree)
+
+    parts = []
+    for first in range(0, length, block):
+        last = min(first + block, length)
+        asked, known = columns((q, query), first, last), columns(seen, 0, before + last)
+        parts.append(attend(*asked, *known))
+    return jnp.concatenate(parts, axis=1)
 
 
 def _by_blocks(
@@ -173,7 +206,6 @@ def _by_blocks(
         parts = jnp.pad(array, fill).reshape(rows, blocks, block, *array.shape[2:])
         return jnp.moveaxis(parts, 1, 0)
 
-    step = jax.checkpoint(attend, prevent_cse=False)  # a scan keeps its steps apart by itself
-    mixed = jax.lax.map(lambda part: step(*part), jax.tree.map(split, (q, query)))
+    mixed = jax.lax.map(lambda part: attend(*part), jax.tree.map(split, (q, query)))
     mixed = jnp.moveaxis(mixed, 0, 1)
     return mixed.reshape(rows, blocks * block, *mixed.shape[3:])[:, :length]
