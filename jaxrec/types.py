@@ -6,7 +6,7 @@ One letter means one thing in every signature of the project:
     t  time (events of a row)    k  codes of a level             u  users
     d  model width               w  beams                        c  evaluation cases
     h  heads                     f  feed-forward width           e  events of a log, flat
-    v  text vocabulary
+    v  text vocabulary                  g  rollouts of a group
 
 Items are rows of the catalogue, `0 .. n-1`. Padding is never an item number: it is `segment == 0`.
 
