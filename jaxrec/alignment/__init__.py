@@ -1,0 +1,1 @@
+"""Alignment: reward models, rollouts, and the stages that move a generator by preferences."""
