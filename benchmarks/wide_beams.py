@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -87,6 +88,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "published_ms": PUBLISHED_MS[users, tokens],
             }
         )
+        print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from jaxrec.alignment.calibration import Scaling, calibrated, fit_platt, identity
-from jaxrec.alignment.feedback import Feedback, Graded, Parts, part_users
+from jaxrec.alignment.feedback import Graded, Parts, part_users
 from jaxrec.alignment.questions import Labelled
 from jaxrec.alignment.reward_quality import (
     P_SCORE,
@@ -42,7 +42,7 @@ from jaxrec.files import json_hash, write_json
 from jaxrec.objectives.multi_task import multi_task_loss
 from jaxrec.tracking import MetricWriter
 from jaxrec.training.loop import FitOptions, fit
-from jaxrec.training.optimizers import AdamW, Optimizer
+from jaxrec.training.optimizers import AdamW
 from jaxrec.training.step import LossFunction
 from jaxrec.types import Events, PyTree, Tables, TokenSpace
 
@@ -88,9 +88,9 @@ class RewardModel:
     """
 
     network: PreferenceModel = PreferenceModel()
-    feedback: Feedback = Graded()
+    feedback: Any = Graded()
     """Graded(...) for logs with exposures, Implicit(...) for logs with one kind of event."""
-    optimizer: Optimizer = AdamW()
+    optimizer: Any = AdamW()
     fit: FitOptions = FitOptions(steps=2000, patience=3, monitor="-loss")
     """Steps, validation, early stopping. Validation tells `loss`, `auc` (mean over tasks) and
     `auc_TASK`, of the users that calibrate."""

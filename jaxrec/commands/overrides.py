@@ -27,9 +27,7 @@ def parse_overrides(path: str, words: Sequence[str], command: str = "run") -> tu
             flag), 0 for --help.
         ValueError: there is no recipe at `path`.
     """
-    import tyro
-
-    from jaxrec.recipe import Recipe, load_recipe
+    from jaxrec.recipe import load_recipe
 
     location = Path(path)
     runs = Path("runs")
@@ -37,7 +35,25 @@ def parse_overrides(path: str, words: Sequence[str], command: str = "run") -> tu
         location, runs = location / "recipe.json", location.resolve().parent
     elif location.name == "recipe.json":
         runs = location.resolve().parent.parent
-    recipe = load_recipe(location)
+    return override(load_recipe(location), runs, words, f"jaxrec {command} {path}")
+
+
+def override(recipe: Any, runs: Path, words: Sequence[str], program: str) -> tuple[Any, Path]:
+    """Applies `--field value` overrides, typed by the recipe's own fields.
+
+    Args:
+        recipe: what is changed.
+        runs: the folder that runs live in, unless `--runs` names another.
+        words: the rest of the command line.
+        program: what the usage calls the command.
+
+    Raises:
+        SystemExit: as `parse_overrides`.
+    """
+    import tyro
+
+    from jaxrec.recipe import Recipe
+
     # The recipe's fields stand beside --runs without a prefix of their own.
     arguments = dataclasses.make_dataclass(
         "Arguments",
@@ -54,7 +70,7 @@ def parse_overrides(path: str, words: Sequence[str], command: str = "run") -> tu
     parsed: Any = tyro.cli(
         arguments,
         args=list(words),
-        prog=f"jaxrec {command} {path}",
+        prog=program,
         description=f"Recipe {recipe.name}. Every field can be overridden.",
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -80,8 +80,29 @@ def item_log_probs(
     Raises:
         ValueError: a number out of range, an unknown mode, or shapes that do not fit each other.
     """
+    return item_log_probs_under(
+        *(functions, catalogue, items, filters), block=block, masks=(mask,), temperature=temperature
+    )[0]
+
+
+def item_log_probs_under(
+    functions: StepFunctions,
+    catalogue: Catalogue,
+    items: Int32[Array, "b m"],
+    filters: Filters | PreparedFilters | None = None,
+    *,
+    block: int = 64,
+    masks: tuple[Mask, ...],
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "b m l"], ...]:
+    """`item_log_probs` under several modes, for the price of one: one array a mode.
+
+    Args:
+        masks: the modes. The others, and errors, as in `item_log_probs`.
+    """
     check_positive(block=block)
-    check_mask(mask)
+    for mask in masks:
+        check_mask(mask)
     check_temperature(temperature)
     if items.shape[0] != functions.batch:
         raise ValueError(
@@ -95,10 +116,14 @@ def item_log_probs(
     padded = jnp.pad(items, ((0, 0), (0, blocks * block - count)), constant_values=-1)
     parts = jnp.swapaxes(padded.reshape(functions.batch, blocks, block), 0, 1)
     scores = jax.lax.map(
-        lambda part: _score_block(functions, catalogue, live, part, mask, temperature), parts
+        lambda part: _score_block(functions, catalogue, live, part, masks, temperature), parts
     )
-    scores = jnp.swapaxes(scores, 0, 1)
-    return scores.reshape(functions.batch, -1, catalogue.levels)[:, :count]
+
+    def whole(scores: Array) -> Array:
+        scores = jnp.swapaxes(scores, 0, 1)
+        return scores.reshape(functions.batch, -1, catalogue.levels)[:, :count]
+
+    return tuple(map(whole, scores))
 
 
 def _score_block(
@@ -106,9 +131,9 @@ def _score_block(
     catalogue: Catalogue,
     filters: PreparedFilters,
     items: Int32[Array, "b m"],
-    mask: Mask,
+    masks: tuple[Mask, ...],
     temperature: float,
-) -> Float[Array, "b m l"]:
+) -> tuple[Float[Array, "b m l"], ...]:
     known = (items >= 0) & (items < catalogue.items)
     row = catalogue.row_of(jnp.where(known, items, 0))
     known &= row < catalogue.items
@@ -116,7 +141,7 @@ def _score_block(
     known &= live_before(filters, row + 1) > live_before(filters, row)
     leaf, levels = leaf_of(catalogue, row), catalogue.levels
     path = [ancestor_of(catalogue, levels, leaf, depth) for depth in range(levels + 1)]
-    cache, scores = functions.cache, []
+    cache, scores = functions.cache, [[] for _ in masks]
     root = jnp.zeros((functions.batch, 1), jnp.int32)
     stay = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
     for level in range(levels):
@@ -128,9 +153,12 @@ def _score_block(
         )
         logits = logits / temperature
         children = live_children(catalogue, filters, node, level, distinct=False)
-        log_probs = logits - normaliser(logits, children, mask)[..., None]
-        log_probs = jnp.broadcast_to(log_probs, (*items.shape, log_probs.shape[-1]))
-        code = code_of(catalogue, level + 1, path[level + 1])
-        gained = jnp.take_along_axis(log_probs, code[..., None], axis=-1)[..., 0]
-        scores.append(jnp.maximum(gained, LOWEST))
-    return jnp.where(known[..., None], jnp.stack(scores, axis=-1), -jnp.inf)
+        code = code_of(catalogue, level + 1, path[level + 1])[..., None]
+        for mask, gained in zip(masks, scores):
+            log_probs = logits - normaliser(logits, children, mask)[..., None]
+            log_probs = jnp.broadcast_to(log_probs, (*items.shape, log_probs.shape[-1]))
+            own = jnp.take_along_axis(log_probs, code, axis=-1)[..., 0]
+            gained.append(jnp.maximum(own, LOWEST))
+    return tuple(
+        jnp.where(known[..., None], jnp.stack(gained, axis=-1), -jnp.inf) for gained in scores
+    )

@@ -110,7 +110,8 @@ def check_positions(recipe: Recipe) -> None:
     positions = getattr(recipe.generator, "length", None)
     if positions is None:
         return
-    row, history = recipe.stages[-1].feed.batch_shape[1], recipe.evaluation.history
+    taught = [stage for stage in recipe.stages if not aligns(stage)] or recipe.stages
+    row, history = taught[-1].feed.batch_shape[1], recipe.evaluation.history
     if max(row - 1, history) > positions:
         raise ValueError(
             f"generator.length={positions} is less than evaluation.history={history} or than "
@@ -140,6 +141,36 @@ def check_start(recipe: Recipe, number: int) -> None:
     start.check(recipe.generator)
 
 
+def aligns(stage: object) -> bool:
+    """Whether a stage goes on from a trained generator by preferences or rewards."""
+    return getattr(stage, "aligns", False)
+
+
+def check_alignment(recipe: Recipe, number: int) -> None:
+    """Finds before any work that there is nothing to align.
+
+    Raises:
+        ValueError: no stage before it, a retriever, or histories longer than the network reads.
+    """
+    stage = recipe.stages[number]
+    name = type(stage).__name__
+    if not number:
+        raise ValueError(
+            f"stages.0 is {name}, which moves a trained generator: put a Supervised stage before "
+            "it, or use `jaxrec align RUN`."
+        )
+    if is_retriever(recipe.generator):
+        raise ValueError(
+            f"stages.{number}={name} needs a generator that writes semantic IDs, and "
+            f"{type(recipe.generator).__name__} compares users with items."
+        )
+    length, most = stage.feed.length, getattr(recipe.generator, "length", None)
+    if most is not None and length > most:
+        raise ValueError(
+            f"stages.{number}.feed.length={length} is more than generator.length={most} events."
+        )
+
+
 def check_supervision(recipe: Recipe) -> None:
     """Finds before any work that a network would be trained on what it cannot or must not answer.
 
@@ -151,6 +182,9 @@ def check_supervision(recipe: Recipe) -> None:
     last = getattr(recipe.generator, "answers_last_only", False)
     both = getattr(recipe.generator, "reads_both_sides", False)
     for number, stage in enumerate(recipe.stages):
+        if aligns(stage):
+            check_alignment(recipe, number)
+            continue
         check_start(recipe, number)
         texts = getattr(stage.feed, "reads_items", False)
         if texts != getattr(stage.objective, "reads_text", False) or (

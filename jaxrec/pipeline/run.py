@@ -219,6 +219,7 @@ def train(
             },
             params=params,
             texts=partial(item_table, data.dataset.folder, data.histories.items),
+            shared=place.cache,
         )
         result = stage.run(context)
         params = result.params

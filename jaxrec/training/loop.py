@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from jaxrec.training.interruption import Interruption, Preempted
 from jaxrec.training.optimizers import Optimizer
 from jaxrec.training.record import TrainingDiverged
 from jaxrec.training.state import Init, Start, abstract_state, create_state, state_shardings
-from jaxrec.training.step import LossFunction, Rebalance, StepReport, make_train_step
+from jaxrec.training.step import Follow, LossFunction, Rebalance, StepReport, make_train_step
 from jaxrec.types import PyTree
 
 IN_FLIGHT = 4
@@ -105,6 +105,8 @@ def fit(
     manifest: dict[str, Any] | None = None,
     start: Start | None = None,
     rebalance: Rebalance | None = None,
+    copies: Mapping[str, Follow] | None = None,
+    watch: Callable[[dict[str, float]], None] | None = None,
 ) -> FitResult:
     """Trains, or goes on training what the folder holds.
 
@@ -133,6 +135,8 @@ def fit(
             checkpoint with another manifest is refused.
         start: gives the parameters of a new run instead of `init`; see `Start`.
         rebalance: moves parameters after each update, without gradient; see `Rebalance`.
+        copies: copies of the parameters that the state keeps, and the loss reads; see `Follow`.
+        watch: is shown every training row, and may raise to end what cannot come to anything.
 
     Raises:
         RunMismatch: the folder holds a run with other settings.
@@ -142,7 +146,7 @@ def fit(
         ValueError: `validate` does not return the monitored number, or the batches end.
     """
     transformation = optimizer.build(options.steps)
-    abstract = abstract_state(init, transformation, axes, mesh)
+    abstract = abstract_state(init, transformation, axes, mesh, copies or ())
     validate = validate if options.validate_every else None
     agreed = _agreement(manifest, batches, optimizer, options, seed, validate is not None)
     with (
@@ -162,9 +166,10 @@ def fit(
             microbatches=options.microbatches,
             steps_per_call=options.steps_per_call,
             rebalance=rebalance,
+            copies=copies,
         )
         init_key, step_key = jax.random.split(jax.random.key(seed))
-        run = _Run(book, batches, optimizer, options, mesh, validate)
+        run = _Run(book, batches, optimizer, options, mesh, validate, watch)
         run.state = book.resume(batches) or create_state(
             init, transformation, init_key, abstract, start
         )
@@ -210,8 +215,9 @@ class _Run:
         options: FitOptions,
         mesh: Mesh,
         validate: Callable[[PyTree, int], dict[str, float]] | None,
+        watch: Callable[[dict[str, float]], None] | None,
     ) -> None:
-        self.book, self.batches = book, batches
+        self.book, self.batches, self.watch = book, batches, watch
         self.options, self.mesh, self._validate = options, mesh, validate
         self.rate = jax.jit(lambda step: optimizer.rate(step, options.steps))
         self.state: Any = None
@@ -354,4 +360,6 @@ class _Run:
         self.measured = (step, seconds)
         times = {"seconds": seconds, "rate": steps / elapsed, "rate_targets": weight / elapsed}
         self.book.write(step, {**row, **times})
+        if self.watch is not None:
+            self.watch(row)
         self.shown = {**self.shown, **({"loss": row["loss"]} if "loss" in row else {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
@@ -37,10 +37,16 @@ class TrainState:
     """Parameters, float32."""
     optimizer_state: PyTree
     """State of the optax transformation."""
+    copies: PyTree = dataclasses.field(default_factory=dict)
+    """Copies of the parameters by name, that follow them now and then; see `step.Follow`."""
 
 
 def abstract_state(
-    init: Init, optimizer: optax.GradientTransformation, axes: PyTree, mesh: Mesh
+    init: Init,
+    optimizer: optax.GradientTransformation,
+    axes: PyTree,
+    mesh: Mesh,
+    copies: Iterable[str] = (),
 ) -> PyTree:
     """Shapes, dtypes and shardings of the train state; computes and allocates nothing.
 
@@ -51,6 +57,7 @@ def abstract_state(
         optimizer: the transformation.
         axes: tree of the parameters with a tuple of logical axis names at each leaf.
         mesh: real devices, or those of a described topology.
+        copies: names of the copies of the parameters, which lie as these do.
 
     Returns:
         `TrainState` of `jax.ShapeDtypeStruct`.
@@ -70,10 +77,12 @@ def abstract_state(
         param_shardings,
         transform_non_params=lambda leaf: _place(leaf, everywhere),
     )
+    laid = jax.tree.map(_place, params, param_shardings)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
-        params=jax.tree.map(_place, params, param_shardings),
+        params=laid,
         optimizer_state=placed,
+        copies=dict.fromkeys(copies, laid),
     )
 
 
@@ -96,7 +105,9 @@ def create_state(
     wanted = state_shardings(abstract)
 
     def complete(params: PyTree) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        # Arrays of their own: those of the state are given up to the step that makes the next one.
+        copies = {name: jax.tree.map(jnp.copy, params) for name in abstract.copies}
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copies)
 
     if start is None:
         return jax.jit(lambda key: complete(init(key)), out_shardings=wanted)(key)

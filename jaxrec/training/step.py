@@ -7,7 +7,8 @@ is not made: the state keeps its last good value, and the report says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from jaxrec.parallel import replicated, rows_sharding
 from jaxrec.training.state import TrainState
 from jaxrec.types import PyTree
 
-LossFunction = Callable[[PyTree, Any, Any, PRNGKeyArray], tuple]
-"""(params, tables, batch, key) -> (sum, weight, {name: (sum, weight)})."""
+LossFunction = Callable[..., tuple]
+"""(params, tables, batch, key) -> (sum, weight, {name: (sum, weight)}); where the state keeps
+copies of the parameters, these are one more argument `copies`, by name."""
 
 LOAD = "expert_load"
 """Metric that a loss may report as a bare array, for `rebalance`; summed over micro-batches."""
@@ -32,6 +34,40 @@ Rebalance = Callable[[PyTree, Array], PyTree]
 
 TrainStep = Callable[..., tuple[TrainState, "StepReport"]]
 """(state, tables, batch, key) -> (state, report), compiled, the state donated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Follow:
+    """How a copy of the parameters follows them: a reference policy, or the one that draws.
+
+    Raises:
+        ValueError: a negative interval, or a share outside (0, 1].
+    """
+
+    every: int = 0
+    """Steps after which the copy moves; 0 keeps it where training started."""
+    mix: float = 1.0
+    """Share of the parameters in what the copy becomes; the rest is the copy itself."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or not 0 < self.mix <= 1:
+            raise ValueError(
+                f"Follow needs every >= 0 (0 never moves) and mix in (0, 1], got {self.every} and "
+                f"{self.mix}."
+            )
+
+    def __call__(self, step: Array, copy: PyTree, params: PyTree) -> PyTree:
+        """The copy after `step` steps."""
+        if not self.every:
+            return copy
+        due = step % self.every == 0
+
+        def follow(old: Array, new: Array) -> Array:
+            # At a whole share the copy is the parameters to the bit.
+            moved = new if self.mix == 1 else (1 - self.mix) * old + self.mix * new
+            return jnp.where(due, moved.astype(old.dtype), old)
+
+        return jax.tree.map(follow, copy, params)
 
 
 class StepReport(NamedTuple):
@@ -53,6 +89,7 @@ def make_train_step(
     microbatches: int = 1,
     steps_per_call: int = 1,
     rebalance: Rebalance | None = None,
+    copies: Mapping[str, Follow] | None = None,
 ) -> Any:
     """Compiles (at its first call) `step(state, tables, batch, key) -> (state, StepReport)`.
 
@@ -70,6 +107,7 @@ def make_train_step(
         steps_per_call: with more than 1, every array of a batch has a leading axis of steps (of
             any length), done in one dispatch.
         rebalance: moves parameters after each update by the `LOAD` that the loss reports.
+        copies: how the state's copies of the parameters follow them, by name; the loss reads them.
 
     Raises:
         ValueError: a count is less than 1; while tracing: the rows do not divide into the
@@ -80,7 +118,7 @@ def make_train_step(
             f"microbatches and steps_per_call must be at least 1, got {microbatches} and "
             f"{steps_per_call}."
         )
-    one = partial(_train_step, loss, optimizer, microbatches, rebalance)
+    one = partial(_train_step, loss, optimizer, microbatches, rebalance, copies or {})
 
     def run(
         state: TrainState, tables: PyTree, batch: PyTree, key: PRNGKeyArray
@@ -185,11 +223,14 @@ def _train_step(
     optimizer: optax.GradientTransformation,
     microbatches: int,
     rebalance: Rebalance | None,
+    copies: Mapping[str, Follow],
     state: TrainState,
     tables: PyTree,
     batch: PyTree,
     key: PRNGKeyArray,
 ) -> tuple[TrainState, dict, Array]:
+    if copies:
+        loss = partial(loss, copies=state.copies)
     grads, total, weight, metrics = accumulate_gradients(
         loss, state.params, tables, batch, jax.random.fold_in(key, state.step), microbatches
     )
@@ -206,10 +247,12 @@ def _train_step(
     # Adam's momentum would move the parameters even by a gradient of zero.
     good = finite & (weight > 0)
     keep = partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
+    step, params = state.step + 1, keep(params, state.params)
     new = TrainState(
-        step=state.step + 1,
-        params=keep(params, state.params),
+        step=step,
+        params=params,
         optimizer_state=keep(optimizer_state, state.optimizer_state),
+        copies={name: copies[name](step, copy, params) for name, copy in state.copies.items()},
     )
     one = jnp.ones((), jnp.float32)
     return new, {"loss": (total, weight), **metrics, "gradient_norm": (norm, one)}, finite

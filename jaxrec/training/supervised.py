@@ -57,6 +57,8 @@ class StageContext:
     """Parameters of the stage before, None for the first."""
     texts: Callable[[], Mapping[str, Sequence[str]]] = dict
     """Gives the columns of the item table as text, one value a catalogue row."""
+    shared: Path | None = None
+    """A folder for what runs beside each other make once, where there is one."""
 
 
 @dataclasses.dataclass(frozen=True)
