@@ -43,8 +43,8 @@ def base(dataset: str, seed: int) -> Any:
     else:
         recipe = load_recipe(ours / "beauty_decoder.py")
         recipe = replace(recipe, "data.source.path", str(DATA / "amazon2014-beauty"))
-        changes = {"stages.0.fit.steps": 800, "evaluation.history": 20}
-        changes |= {"evaluation.max_cases": 4000, "stages.0.validation_cases": 1000}
+        changes = {"stages.0.fit.steps": 400, "evaluation.history": 20}
+        changes |= {"evaluation.max_cases": 2000, "stages.0.validation_cases": 500}
         changes |= {"evaluation.rows": 128}
     changes |= {"name": f"{dataset}-s{seed}", "seed": seed, "evaluation.bootstrap": 200}
     for path, value in changes.items():

@@ -188,7 +188,9 @@ class Align:
         # What the user did may be filtered; then it is no rollout, as nothing could write it.
         items = jnp.where(jnp.isfinite(jax.lax.stop_gradient(log_probs[..., 0])), items, -1)
         (target,) = policy.log_probs(ours, given, known, Filters())
-        behaviour = self._behaviour(policy, writer, written.log_probs, given, items, filters)
+        behaviour = jax.lax.stop_gradient(log_probs)
+        if self.behaviour is not None:
+            behaviour = self._behaviour(policy, writer, written.log_probs, given, items, filters)
         reference = log_probs
         if self._compares:
             older = copies.get(REFERENCE, given.base)
@@ -219,7 +221,7 @@ class Align:
         items: Array,
         filters: Filters,
     ) -> Float[Array, "b g l"]:
-        """Log-probabilities under the policy that wrote, of its own telling where it tells."""
+        """Log-probabilities under older weights, of their own telling where they tell."""
         if told is None or self.norm != "trie" or self.include_target:
             (told,) = policy.log_probs(writer, given, items, filters)
         return jax.lax.stop_gradient(told)

@@ -57,6 +57,14 @@ class Policy:
     mask_seen: bool = False
     """Items of the history may not be written."""
 
+    def __post_init__(self) -> None:
+        if self.norm == "full" and self._normalised and self.rollouts.temperature != 1:
+            raise ValueError(
+                f"{type(self.generator).__name__} gives log-probabilities over its whole "
+                f"vocabulary, which rollouts.temperature={self.rollouts.temperature} would leave "
+                "without a sum of one; use norm='trie', or temperature=1."
+            )
+
     def filters(self, events: Events) -> Filters:
         """What may be written for each history."""
         if not self.mask_seen:
@@ -102,6 +110,14 @@ class Policy:
         return item_log_probs_under(
             *(functions, given.catalogue, items, filters),
             block=max(1, items.shape[1]),
-            masks=tuple(MASKS[norm] for norm in norms or (self.norm,)),
+            masks=tuple(self._mask(norm) for norm in norms or (self.norm,)),
             temperature=self.rollouts.temperature,
         )
+
+    def _mask(self, norm: Norm) -> Mask:
+        """How illegal codes count; a network of the whole vocabulary has normalised already."""
+        return "as_given" if norm == "full" and self._normalised else MASKS[norm]
+
+    @property
+    def _normalised(self) -> bool:
+        return getattr(self.generator, "normalised", False)

@@ -166,11 +166,11 @@ def pointwise_attention(
 
     if block is None or q.shape[1] <= block:
         return attend(q, query, k, v, key)
-    if recompute:
-        attend = jax.checkpoint(attend, prevent_cse=ordered)  # a scan keeps its steps apart itself
+    # A scan keeps its steps apart by itself.
+    part = jax.checkpoint(attend, prevent_cse=ordered) if recompute else attend
     if ordered:
-        return _in_order(attend, q, query, (k, v, key), block)
-    return _by_blocks(lambda q, query: attend(q, query, k, v, key), q, query, block)
+        return _in_order(part, q, query, (k, v, key), block)
+    return _by_blocks(lambda q, query: part(q, query, k, v, key), q, query, block)
 
 
 def _in_order(
