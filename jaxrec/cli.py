@@ -30,8 +30,8 @@ usage: jaxrec COMMAND ...
                                        semantic IDs for new items; none of the old ones moves
   train RECIPE                         go as far as a trained generator
   evaluate RECIPE|RUN                  judge a trained run again and rewrite its report
-  align RUN --objective NAME           move a trained generator by preferences or rewards (DPO, GRPO,
-                                       ...): a new run, and a page of what changed
+  align RUN --objective NAME           move a trained generator by preferences or rewards: a new run
+                                       beside it, and a page of what changed
   recommend RUN --user ID | --history ITEM ... | --input FILE
                                        answer for known users or for raw histories
   compare RUN ...                      runs side by side

@@ -14,11 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from jaxrec.cli import main
+
+pytestmark = pytest.mark.usefixtures("compile_fast", "one_device")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +48,13 @@ SHRINK = {
     "configs/own_data.py": (*FAST, *SMALL, "--data.min-user", "3", "--data.min-item", "0"),
     "configs/synthetic.py": FAST,
 }
+
+ALIGN = ("--stages.1.fit.steps", "2", "--stages.1.fit.validate-every", "2")
+ALIGN += ("--stages.1.fit.checkpoint-every", "2", "--stages.1.fit.log-every", "1")
+ALIGN += ("--stages.1.validation-cases", "16", "--stages.1.feed.rows", "4")
+ALIGN += ("--stages.1.model.fit.steps", "2", "--stages.1.model.fit.validate-every", "2")
+ALIGN += ("--stages.1.model.fit.checkpoint-every", "2", "--stages.1.model.windows", "32")
+ALIGN += ("--stages.1.rollouts.group", "4", "--evaluation.bootstrap", "20")
 
 
 def commands_of(text):
@@ -79,18 +87,8 @@ def pages(root):
     return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    """Most of the time here would go into optimising programs that run for a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of commands in a pipe
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def furnished(root, tmp_path_factory):
+def furnished(root, tmp_path_factory, compile_fast, one_device):
     """What a reader has: configs, logs, and a finished quickstart (on made-up films)."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(root / "configs", folder / "configs")
@@ -126,6 +124,8 @@ def desk(furnished, tmp_path, monkeypatch):
 
 def shrunk(words):
     """The words of a `jaxrec` command, small flags appended where it runs a recipe."""
+    if words[1] == "align":
+        return [*words, *ALIGN]
     if words[1] in ("run", "tokenize", "train", "evaluate", "data") and "--help" not in words:
         for config, flags in SHRINK.items():
             if config in words:

@@ -97,7 +97,8 @@ def check_start(context: StageContext, stage: str) -> None:
     """Refuses what cannot be aligned.
 
     Raises:
-        ValueError: no parameters to start from, or a network that writes no semantic IDs.
+        ValueError: no parameters to start from, those of another network or space, or a network
+            that writes no semantic IDs.
     """
     if context.params is None:
         raise ValueError(
@@ -109,6 +110,7 @@ def check_start(context: StageContext, stage: str) -> None:
             f"{stage} needs a generator that writes semantic IDs; "
             f"{type(context.generator).__name__} compares users with items."
         )
+    check_reference(context.params, functools.partial(context.generator.init, space=context.space))
 
 
 def check_reference(params: PyTree, init: Callable[[Array], PyTree]) -> None:

@@ -148,7 +148,7 @@ def fit(
     transformation = optimizer.build(options.steps)
     abstract = abstract_state(init, transformation, axes, mesh, copies or ())
     validate = validate if options.validate_every else None
-    agreed = _agreement(manifest, batches, optimizer, options, seed, validate is not None)
+    agreed = _agreement(manifest, batches, optimizer, options, seed, validate is not None, copies)
     with (
         jax.set_mesh(mesh),
         Checkpoints(Path(folder) / "checkpoints", options.keep) as checkpoints,
@@ -186,6 +186,7 @@ def _agreement(
     options: FitOptions,
     seed: int,
     validates: bool,
+    copies: Mapping[str, Follow] | None,
 ) -> dict[str, Any]:
     # What must be equal for a checkpoint to be continued. How often to save and log, and how a
     # batch is cut up on the device, may change from session to session.
@@ -200,6 +201,7 @@ def _agreement(
             "validate_every": options.validate_every if validates else 0,
             "patience": options.patience,
             "monitor": options.monitor,
+            **({"copies": {name: repr(rule) for name, rule in copies.items()}} if copies else {}),
         },
     }
 

@@ -95,7 +95,7 @@ def make_train_step(
 
     The state is donated. The key of a step is `fold_in(key, state.step)`, that of a micro-batch
     folds in its number, so a resumed run draws what an undisturbed one would. A step of weight zero
-    changes nothing but the step number.
+    changes nothing but the step number, and copies that are due.
 
     Args:
         loss: sums over its batch; see `LossFunction`.

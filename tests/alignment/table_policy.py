@@ -1,4 +1,4 @@
-"""A policy that is a table: a softmax at every prefix, whatever the history. Its optimum is known."""
+"""A policy that is a table: a softmax at every prefix, whatever the history says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class TablePolicy:
         return float(rows * length * space.vocabulary)
 
     def parameters(self, space):
-        return sum(np.prod(space.sizes[:level], dtype=int) * space.width for level in range(space.levels))
+        return sum(
+            np.prod(space.sizes[:level], dtype=int) * space.width for level in range(space.levels)
+        )
 
     def prefill(self, params, tables, batch, space):
         return jnp.zeros((batch.item.shape[0], 1), jnp.int32)

@@ -25,7 +25,7 @@ from table_reference import (
 
 from jaxrec.alignment.align import Align
 from jaxrec.alignment.rewarding import Rewarding
-from jaxrec.alignment.rollouts import Beams, Sample, StochasticBeam
+from jaxrec.alignment.rollouts import Sample, StochasticBeam
 from jaxrec.alignment.stage import BEHAVIOUR, REFERENCE, Start
 from jaxrec.backbones.low_rank import LowRank
 from jaxrec.objectives.grpo import GRPO
@@ -236,7 +236,7 @@ def test_one_rollout_beside_the_target_is_a_group():
 
 LOW_RANK = Align(
     GRPO(kl=0.3),
-    rollouts=Beams(4),
+    rollouts=Sample(2),
     low_rank=LowRank(rank=2, alpha=4.0, targets=("level_1", "level_2")),
 )
 
@@ -257,7 +257,7 @@ def test_low_rank_starts_at_the_base_and_moves_only_the_change():
     loss = LOW_RANK.loss(LOW_RANK.policy(GENERATOR, SPACE), start, Rewarding(PrefixMatch(VALUES)))
 
     def mean(trained, given):
-        total, weight, metrics = loss(trained, given, BATCH, jax.random.key(0))
+        total, weight, metrics = loss(trained, given, batch_of(8), jax.random.key(0))
         return total / weight, metrics
 
     value = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True, allow_int=True)

@@ -16,6 +16,7 @@ from jaxrec.decoding import (
     score_items,
     stochastic_beams,
 )
+from jaxrec.decoding.candidates import item_log_probs_under
 
 ROWS = (3, 17)
 
@@ -77,6 +78,28 @@ def test_what_was_drawn_has_the_probability_it_was_drawn_with(draw):
             np.testing.assert_allclose(full[row, place, level], expected, atol=2e-5)
 
 
+def test_several_modes_at_once_are_one_after_another():
+    catalogue, _, model = example(items=60)
+    items = jnp.asarray(np.random.default_rng(0).integers(-1, 62, (2, 7)))
+    filters = Filters(denied=jnp.asarray([[3, 9], [-1, 5]]))
+    masks = ("before_softmax", "as_given", "after_softmax")
+
+    def together(functions, catalogue, given):
+        options = {"block": 4, "temperature": 0.7}
+        at_once = item_log_probs_under(functions, catalogue, *given, masks=masks, **options)
+        each = [
+            item_log_probs(functions, catalogue, *given, mask=mask, **options) for mask in masks
+        ]
+        return at_once, tuple(each)
+
+    at_once, each = decode(together, model, ROWS, catalogue, (items, filters))
+    assert len(at_once) == 3
+    for ours, expected in zip(at_once, each):
+        np.testing.assert_array_equal(ours, expected)
+    first, _, last = (np.asarray(scores) for scores in at_once)
+    assert (first[np.isfinite(first)] > last[np.isfinite(last)] + 0.01).any()
+
+
 def test_bad_arguments():
     catalogue, _, model = example()
     functions = model.functions(model.prefill(ROWS))
@@ -86,3 +109,7 @@ def test_bad_arguments():
         score_items(functions, catalogue, jnp.zeros((2, 1), jnp.int32), block=0)
     with pytest.raises(ValueError, match="temperature=0"):
         item_log_probs(functions, catalogue, jnp.zeros((2, 1), jnp.int32), temperature=0.0)
+    masks = ("after_softmax", "never")
+    # The type checker of the tests may come first where the argument is a Literal.
+    with pytest.raises((ValueError, TypeError), match=r"(?s)never.*after_softmax"):
+        item_log_probs_under(functions, catalogue, jnp.zeros((2, 1), jnp.int32), masks=masks)
