@@ -1,6 +1,8 @@
 """Test-wide set-up: eight fake CPU devices, and runtime checks of every annotated shape."""
 
 import atexit
+import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -51,6 +53,46 @@ def few_programs():
         jax.clear_caches()
 
 
+@contextlib.contextmanager
+def fast_compiler():
+    """Turns most of XLA's optimisations off, in this process and in those that it starts."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")
+        jax.config.update(name, True)
+        yield
+        jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For modules whose time would go into optimising programs that run for a moment."""
+    with fast_compiler():
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """For modules that run recipes and ask nothing of the mesh: one device of the eight.
+
+    `finished` and tests/pipeline have all eight; tests/pipeline/test_sharded.py compares.
+    """
+    import jax
+
+    from jaxrec.parallel import make_mesh
+
+    alone = functools.partial(make_mesh, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("run", "checks"):
+            patch.setattr(f"jaxrec.pipeline.{module}.make_mesh", alone)
+        # Of commands in a pipe.
+        patch.setenv("XLA_FLAGS", "")
+        yield
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
@@ -85,8 +127,32 @@ def small(root):
 
 
 @pytest.fixture(scope="session")
-def finished(small, tmp_path_factory):
-    """The folder of a finished run of `small`."""
+def made_once(tmp_path_factory):
+    """Makes a folder that is only read: the first worker fills it, the others wait for it."""
+    from jaxrec.files import lock, publish
+
+    session = tmp_path_factory.getbasetemp()
+    if worker:
+        session = session.parent
+
+    def make(name, fill):
+        with lock(session / f"{name}.lock", wait=True):
+            if not (session / name).is_dir():
+                publish(session / name, fill)
+        return session / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(small, made_once, tmp_path_factory):
+    """The folder of a finished run of `small`, this worker's own copy."""
     from jaxrec.pipeline.run import run
 
-    return run(small, runs=tmp_path_factory.mktemp("runs"))
+    def fill(folder):
+        with fast_compiler():
+            run(small, runs=folder)
+
+    mine = tmp_path_factory.mktemp("runs") / small.name
+    shutil.copytree(made_once("finished", fill) / small.name, mine)
+    return mine

@@ -4,26 +4,19 @@ import importlib
 import re
 import sys
 
-import jax
 import pytest
 
 from jaxrec.cli import main
 from jaxrec.evaluation.report import read_report
 from jaxrec.tokenization import Quantizer
 
+pytestmark = pytest.mark.usefixtures("compile_fast", "one_device")
+
 TOYS = {
     "quantizer": "jaxrec/tokenization/hyperplanes.py",
     "loss": "jaxrec/objectives/focal.py",
     "decoder": "jaxrec/decoding/perturbed.py",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    """Most of the time here would go into optimising programs that run for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def files_of_the_page(root):

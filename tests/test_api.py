@@ -15,6 +15,8 @@ import jaxrec
 from jaxrec.decoding import StepFunctions, build_catalogue
 from jaxrec.types import TokenSpace
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def listed(root):
     page = (root / "docs/api.md").read_text(encoding="utf-8")

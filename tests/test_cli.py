@@ -7,6 +7,8 @@ import pytest
 
 from jaxrec.cli import COMMANDS, STAGES, main
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def failing(capsys, *words):
     assert main(words) == 2

@@ -66,7 +66,7 @@ def modules(root):
     sys.path.remove(str(root / "benchmarks"))
 
 
-def test_a_killed_benchmark_goes_on_and_a_failure_stops_nothing(root, tmp_path):
+def test_a_killed_benchmark_goes_on_and_a_failure_stops_nothing(root, tmp_path, compile_fast):
     (tmp_path / "tiny.py").write_text(RECIPE)
     state, numbers = tmp_path / "state", tmp_path / "q.json"
     recipe = tmp_path / "tiny.py"

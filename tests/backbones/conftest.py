@@ -1,6 +1,5 @@
 """What the tests of decoders share."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 from decoder_world import SPACE, World, make_codes
@@ -15,9 +14,6 @@ def world() -> World:
     return World(SPACE, Tables(jnp.asarray(codes)), codes)
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """Most of the time here would go into optimising programs that run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(autouse=True, scope="module")
+def networks_compile_fast(compile_fast):
+    """Networks run once; optimising their programs would take most of the time here."""

@@ -13,7 +13,6 @@ from small_logs import log_of, write_log
 from jaxrec.data.advice import advise
 from jaxrec.data.dataset import DataError, read_dataset, write_dataset
 from jaxrec.data.datasets.recbole import RecBoleFiles
-from jaxrec.data.datasets.sequences import SequenceFiles
 from jaxrec.data.description import bin_edges, describe
 from jaxrec.data.text_coverage import text_coverage
 
@@ -386,9 +385,8 @@ def test_one_time_is_said_once(sound):
     assert len(advise(same)) == 1
 
 
-def test_beauty_has_its_known_numbers(shared_data, tmp_path):
-    SequenceFiles(str(shared_data / "amazon2014-beauty")).write(tmp_path / "d")
-    found = describe(read_dataset(tmp_path / "d"))
+def test_beauty_has_its_known_numbers(beauty):
+    found = describe(beauty)
     counts = found["counts"]
     assert (counts["users"], counts["items"], counts["events"]) == (22_363, 12_101, 198_502)
     assert counts["density"] == pytest.approx(198_502 / (22_363 * 12_101))

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_logs import histories_of, write_log
 
-from jaxrec.data.dataset import DataError, read_dataset
-from jaxrec.data.datasets.sequences import SequenceFiles
+from jaxrec.data.dataset import DataError
 from jaxrec.data.grouping import k_core, order_events, parse_ties
 from jaxrec.data.histories import Histories, check_rows, prepare, same_time_ties
 
@@ -210,14 +209,12 @@ def test_tie_shares():
 
 
 @pytest.mark.real_data
-def test_ties_of_beauty(tmp_path, shared_data):
-    SequenceFiles(str(shared_data / "amazon2014-beauty")).write(tmp_path / "d")
-    dataset = read_dataset(tmp_path / "d")
-    histories = prepare(dataset)
+def test_ties_of_beauty(beauty):
+    histories = prepare(beauty)
     shares = same_time_ties(histories)
     assert shares["tied"] == pytest.approx(0.4346, abs=1e-4)
     assert shares["changed_by_shuffle"] == pytest.approx(0.2877, abs=1e-4)
     last = histories.offsets[1:] - 1
-    shuffled = prepare(dataset, ties="shuffle:0")
+    shuffled = prepare(beauty, ties="shuffle:0")
     changed = (shuffled.item[last] != histories.item[last]).mean()
     assert changed == pytest.approx(shares["changed_by_shuffle"], abs=0.01)

@@ -259,13 +259,22 @@ def test_movielens_counts(tmp_path, shared_data):
 @pytest.mark.parametrize(
     ("name", "counts", "unit"),
     [
-        ("amazon2014-beauty", (22_363, 12_101, 198_502), "s"),
-        ("amazon2014-sports", (35_598, 18_357, 296_337), "s"),
+        # The path of Beauty, with half as many lines again.
+        pytest.param("amazon2014-sports", (35_598, 18_357, 296_337), "s", marks=pytest.mark.slow),
         ("movielens-1m", (6_040, 3_416, 994_083), "order"),
     ],
 )
 def test_sequence_counts(tmp_path, shared_data, name, counts, unit):
-    histories = prepare(written(SequenceFiles(str(shared_data / name)), tmp_path / "d"))
+    check_counts(written(SequenceFiles(str(shared_data / name)), tmp_path / "d"), counts, unit)
+
+
+@pytest.mark.real_data
+def test_sequence_counts_of_beauty(beauty):
+    check_counts(beauty, (22_363, 12_101, 198_502), "s")
+
+
+def check_counts(dataset, counts, unit):
+    histories = prepare(dataset)
     assert (histories.num_users, histories.num_items, histories.num_events) == counts
     assert histories.time_unit == unit
     assert histories.items[:2].tolist() == ["1", "2"]

@@ -27,14 +27,6 @@ FAMILIES = (*TEXT_FAMILIES, "t5")
 SPACE = TokenSpace((7, 5, 3))
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """The programs are tiny and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def golden(family):
     """Arrays of what transformers said, the component and the parameters."""
     folder = GOLDEN / family

@@ -35,14 +35,6 @@ TABLES = Tables(jnp.asarray(np.random.default_rng(0).integers(0, 3, (20, 3)), jn
 MESH = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """The programs are tiny and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=["qwen2", "qwen3"])
 def imported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imports") / request.param

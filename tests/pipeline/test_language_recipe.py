@@ -22,6 +22,8 @@ from jaxrec.training.loop import FitOptions
 from jaxrec.training.optimizers import AdamW
 from jaxrec.training.supervised import Supervised
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = LanguageModel(
     layers=2, width=32, heads=2, kv_heads=1, head_size=16, feedforward=64, attention_bias=True
 )
@@ -52,7 +54,7 @@ def losses(folder, name="loss_codes"):
 
 
 @pytest.fixture(scope="module")
-def trained(small, tmp_path_factory):
+def trained(small, one_device, tmp_path_factory):
     recipe = dataclasses.replace(
         small,
         name="language",

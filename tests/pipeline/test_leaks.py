@@ -19,6 +19,8 @@ from jaxrec.recipe import Recipe, replace
 from jaxrec.representation import Cooccurrence, ItemVectors, NoVectors
 from jaxrec.tokenization import ItemIds
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def retriever_of(small: Recipe) -> Recipe:
     """A retriever that also reads popularity, which must be that of training."""

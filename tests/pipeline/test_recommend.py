@@ -17,9 +17,11 @@ from jaxrec.pipeline.recommend import (
 from jaxrec.pipeline.run import open_finished
 from jaxrec.training.ranking import rank_batch
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
-def opened(finished):
+def opened(finished, one_device):
     return open_finished(finished)
 
 

@@ -6,6 +6,11 @@ import pytest
 from jaxrec.parallel import MeshShape, make_mesh
 
 
+@pytest.fixture(autouse=True, scope="module")
+def steps_compile_fast(compile_fast):
+    """A few steps of toys are taken; optimising their programs would take longer."""
+
+
 @pytest.fixture(scope="session")
 def one():
     """A mesh of one device."""

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxrec.backbones.lazy_decoder import LazyDecoder
 from jaxrec.backbones.mixture import Mixture, update_biases
@@ -36,14 +35,6 @@ def batch(seed=0, rows=16, length=5):
     weight = np.zeros(item.shape, np.float32)
     weight[:, -1] = 1
     return Events(item, none + 1, none + np.arange(length, dtype=np.int32), none, none, weight)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    """The programs are tiny and run for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.partial(jax.jit, static_argnames="model")

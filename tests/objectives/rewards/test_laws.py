@@ -30,6 +30,7 @@ from jaxrec.objectives.rewards import (
     RankedGain,
     RankPenalty,
     Reward,
+    SignedScore,
     Sum,
     count_not_finite,
 )
@@ -43,6 +44,7 @@ RANGES = {
     RankPenalty(): (-1, 0),
     Legality(6): (0, 1),
     ModelScore("ctr"): (0, 1),
+    SignedScore("ctr"): (-1, 1),
     Gated(ModelScore("preference"), "relevance", 0.4): (0, 1),
     DurationPercentile(): (-1, 1),
     Diversity(): (0, 1),
@@ -60,6 +62,7 @@ PRICED = {RankedGain(3): (-4, 1.1), RankedGain(4, scope="list"): (-4, 1.1)}
 ALL = RANGES | PRICED
 READERS = {
     ModelScore("cvr"): ("cvr",),
+    SignedScore("cvr"): ("cvr",),
     Gated(ModelScore("preference"), "relevance", 0.5): ("relevance", "preference"),
     DurationPercentile(): ("play_time", "negative"),
     Sum((ModelScore("ctr"), ExactMatch()), (0.5, 1.0)): ("ctr",),
@@ -182,6 +185,7 @@ def test_what_is_missing_is_named(drawn):
     bare = drawn._replace(features={}, scores={}, lists=None, truth=None, history_play=None)
     for reward, match in {
         ModelScore("ctr"): r"scores\['ctr'\]",
+        SignedScore("ctr"): r"scores\['ctr'\]",
         Gated(ExactMatch(), "relevance", 0.5): r"scores\['relevance'\]",
         Novelty(): r"features\['popularity'\]",
         Diversity("vectors"): r"features\['vectors'\]",
