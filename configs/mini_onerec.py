@@ -6,8 +6,8 @@ that starts from nothing and reads bytes, on Amazon-2014 Beauty.
 
 A published network is named instead of the small one (docs/hugging-face.md); everything else stays.
 MiniOneRec itself starts from Qwen2.5-Instruct (0.5 to 7 billion parameters), on Amazon-2018. Its
-second stage, alignment by reward, starts from a run of this one (`jaxrec align RUN --objective minionerec
---reward exact`). Measured result: docs/results.md, "Language models".
+second stage, alignment by reward, starts from a run of this one: `jaxrec align RUN --objective
+minionerec`. Measured result: docs/results.md, "Language models".
 """
 
 from jaxrec.backbones.language_model import LanguageModel
