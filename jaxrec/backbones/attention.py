@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrec.backbones.dropout import drop
+from jaxrec.backbones.splash import splash_attention
 
-IMPLEMENTATIONS = ("xla", "cudnn")
-"""`xla` runs on every platform; `cudnn` is the fused kernel on NVIDIA, for 16-bit inputs only."""
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+"""`xla` runs on every platform; `cudnn` is the fused kernel on NVIDIA, for 16-bit inputs only;
+`splash` is the block-sparse kernel on TPUs, for rows that are a multiple of 128."""
 
 MASKED = -1e30
 """Score of a pair that the mask forbids: finite, so that a query without any key stays finite."""
@@ -45,7 +47,8 @@ def attention(
         implementation: one of `IMPLEMENTATIONS`.
 
     Raises:
-        ValueError: unknown implementation, or `g` does not divide `h`.
+        ValueError: unknown implementation, one that cannot do what is asked, or `g` does not divide
+            `h`.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -55,12 +58,24 @@ def attention(
     _check_heads(q.shape[2], k.shape[2])
     if kept is not None:
         return _dropped_attention(q, k, v, mask, bias, kept, rate)
-    fused = "cudnn" if implementation == "cudnn" else "xla"
-    mixed = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation=fused)
+    if implementation == "splash":
+        mixed = _splash(q, k, v, mask, bias)
+    else:
+        fused = "cudnn" if implementation == "cudnn" else "xla"
+        mixed = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation=fused)
     if mask is None:
         return mixed
     sees_a_key = jnp.any(mask, axis=-1).swapaxes(1, 2)[..., None]
     return jnp.where(sees_a_key, mixed, jnp.zeros((), mixed.dtype))
+
+
+def _splash(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
+    if mask is None or bias is not None:
+        raise ValueError(
+            "attention='splash' needs a mask and knows no bias; use attention='xla' for this "
+            "network."
+        )
+    return splash_attention(q, k, v, mask)
 
 
 def shared_history_attention(

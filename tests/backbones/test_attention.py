@@ -101,7 +101,7 @@ def test_a_beam_without_any_key_gets_zero():
 
 def test_refuses_what_it_cannot_do(inputs):
     q, k, v, *_ = map(jnp.asarray, inputs)
-    with pytest.raises(ValueError, match="choose one of xla, cudnn"):
-        attention(q, k, v, implementation="splash")
+    with pytest.raises(ValueError, match="choose one of xla, cudnn, splash"):
+        attention(q, k, v, implementation="flash")
     with pytest.raises(ValueError, match="must divide"):
         attention(q[:, :, :3], k, v)
