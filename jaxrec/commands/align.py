@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxrec.commands.overrides import UsageError, override
@@ -43,7 +45,7 @@ def main(words: list[str]) -> int:
     from jaxrec.alignment.defaults import OBJECTIVES, REWARDS, stage_of
 
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE.format(objectives=", ".join(OBJECTIVES), rewards=", ".join(REWARDS)))
+        print(USAGE.format(objectives=listed(OBJECTIVES), rewards=listed(REWARDS)))
         if words:
             return 0
     if not words or words[0].startswith("-"):
@@ -78,6 +80,13 @@ def main(words: list[str]) -> int:
     chosen, runs = override(longer, source.resolve().parent, rest, program)
     align(source, chosen, runs=runs)
     return 0
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for the usage, below each other where they are many."""
+    return "\n".join(textwrap.wrap(", ".join(names), 82, break_on_hyphens=False)).replace(
+        "\n", "\n" + " " * 17
+    )
 
 
 def take_option(words: list[str], name: str) -> str | None:
