@@ -71,6 +71,8 @@ def main(words: list[str]) -> int:
     if pairs is not None:
         if not isinstance(stage, Prefer):
             raise UsageError(f"--pairs are for objectives that compare items, {objective} is not.")
+        if not Path(pairs).is_file():
+            raise ValueError(f"--pairs {pairs} is no file; jaxrec.alignment.pair_file writes one.")
         feed = PairFile(pairs, length=recipe.evaluation.history, rows=ROWS)
         stage = dataclasses.replace(stage, feed=feed)
     longer = dataclasses.replace(

@@ -129,7 +129,14 @@ def followed(stage, steps):
     return states, told
 
 
-@pytest.mark.parametrize(("stage", "steps"), [(STAGE, 6), (PAIRED, 3)], ids=["align", "prefer"])
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [
+        pytest.param(STAGE, 6, id="align"),
+        # The same loop around another objective.
+        pytest.param(PAIRED, 3, id="prefer", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_does_not_depend_on_the_mesh(stage, steps):
     states, told = followed(stage, steps)
     sharded = Steps(stage, make_mesh(MeshShape(data=2, fsdp=2, tensor=2)))

@@ -30,6 +30,16 @@ NETWORKS = {
     "gru4rec": Gru4Rec(layers=2, width=8, hidden=16, dropout=0.0),
     "caser": Caser(window=3, width=8, horizontal=4, vertical=2, dropout=0.0),
 }
+TWINS = ("sasrec as published", "bert4rec")
+"""Networks of the same layers as `sasrec`: what the layers decide is left to slow tests."""
+
+
+def twins_slow(names):
+    """Names for a parametrised test of the layers."""
+    marked = dict.fromkeys(TWINS, (pytest.mark.slow,))
+    return [pytest.param(name, marks=marked.get(name, ())) for name in names]
+
+
 BATCH = make_events([[3, 9, 27], [5, 8]], [[1, 2, 4, 6]], [[4]], [[7, 7, 7, 7]], length=6)
 KEY = jax.random.key(3)
 """Of the events that the cloze task hides."""
@@ -80,7 +90,9 @@ def test_gradients_are_those_of_the_loss(name):
     assert_trees_close(loss_and_slope(network, params, with_rubbish(BATCH))[1], slopes, 1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if hasattr(NETWORKS[name], "remat")])
+@pytest.mark.parametrize(
+    "name", twins_slow(name for name in NETWORKS if hasattr(NETWORKS[name], "remat"))
+)
 def test_remat_and_unroll_change_nothing_not_even_the_dropout(name):
     network = dropping(NETWORKS[name])
     params = random_params(network, space=SPACE)
@@ -109,7 +121,7 @@ def test_bfloat16_stays_close_to_float32(name):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(slopes))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", twins_slow(NETWORKS))
 def test_sharded_equals_single_device(name):
     network = NETWORKS[name]
     params = random_params(network, space=SPACE)

@@ -18,8 +18,11 @@ SMALL += ("--stages.1.validation-cases", "24", "--stages.1.rollouts.group", "4")
 SMALL += ("--stages.1.feed.rows", "8", "--evaluation.bootstrap", "20")
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 @pytest.fixture(scope="module")
-def aligned(finished):
+def aligned(finished, one_device):
     """A finished run, and the run of GRPO on an exact match that started from it."""
     words = ["align", str(finished), "--objective", "grpo", "--reward", "exact", *SMALL]
     assert main(words) == 0
@@ -86,12 +89,12 @@ def test_the_same_command_trains_nothing_again(aligned, capfd):
         (["RUN", "--objective", "grpoo"], "Perhaps you meant 'grpo'"),
         (["RUN", "--objective", "dpo", "--reward", "exat"], "Perhaps you meant 'exact'"),
         (["RUN", "--objective", "grpo", "--pairs", "x.npz"], "grpo is not"),
-        (["RUN", "--objective", "dpo", "--reward", "exact", "--pairs", "x.npz"], "holds no pairs"),
+        (["RUN", "--objective", "dpo", "--reward", "exact", "--pairs", "x.npz"], "is no file"),
         (["RUN", "--objective"], "--objective needs a value"),
         (["nowhere", "--objective", "grpo"], "is not a run"),
         (
             ["RUN", "--objective", "grpo", "--reward", "exact", "--name", "other", "--seed", "1"],
-            "run",
+            "holds a run with",
         ),
     ],
 )
