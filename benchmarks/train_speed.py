@@ -53,12 +53,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "layers": 2,
         "items": 3416,
         "negatives": 128,
-        "microbatches": 16,
+        "block": 100,
+        "microbatches": 8,
         "steps": 20,
         "warm_ups": 3,
     },
 }
-NOT_THE_PEERS = ("peer", "microbatches", "warm_ups")
+NOT_THE_PEERS = ("peer", "block", "microbatches", "warm_ups")
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 """Dense bfloat16 FLOP/s of devices, by their makers."""
 
@@ -82,6 +83,8 @@ def build(name: str, system: dict[str, Any]) -> tuple[Any, Any, Any]:
         width=system["width"],
         heads=system["heads"],
         length=system["length"],
+        block=system["block"],
+        recompute=False,
         dtype=system.get("dtype", "float32"),
         remat=system.get("remat", False),
     )
@@ -246,11 +249,11 @@ def large_systems(platform: str) -> Iterator[tuple[str, tuple[Any, Any, Any], tu
         attention="cudnn" if platform == "gpu" else "xla",
     )
     yield "decoder", (decoder, TokenSpace((2048,) * 4), NextToken()), (8, 512), 100_000
-    long = {"length": 4096, "width": 1024, "heads": 4, "layers": 8}
+    long = {"length": 4096, "block": 256, "width": 1024, "heads": 4, "layers": 8}
     network, space, objective = build(
         "hstu", {**SYSTEMS["hstu"], **long, "dtype": "bfloat16", "remat": True}
     )
-    network = dataclasses.replace(network, dropout=0.0, recompute=False)
+    network = dataclasses.replace(network, dropout=0.0)
     plain = dataclasses.replace(network, position_bias=False, time_bias=False)
     for name, each in (("hstu without biases", plain), ("hstu", network)):
         yield name, (each, space, objective), (8, 4096), SYSTEMS["hstu"]["items"]

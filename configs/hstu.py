@@ -40,7 +40,9 @@ recipe = Recipe(
     data=Data(source=CanonicalFolder("data/ml-1m"), split=LeaveOneOut()),
     items=NoVectors(),
     tokenizer=ItemIds(),
-    generator=Hstu(layers=2, width=50, heads=1, length=200, dropout=0.2),
+    generator=Hstu(
+        layers=2, width=50, heads=1, length=200, dropout=0.2, block=100, recompute=False
+    ),
     stages=(
         Supervised(
             ItemSampledSoftmax(negatives=128, correct=False, temperature=0.05),
