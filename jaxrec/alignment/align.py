@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrec.alignment.contexts import Context, Contexts
-from jaxrec.alignment.measure import Measurement
 from jaxrec.alignment.policy import Given, Norm, Policy, check_norm
 from jaxrec.alignment.reward_model import RewardModel
 from jaxrec.alignment.rewarding import Rewarding
@@ -26,10 +25,7 @@ from jaxrec.alignment.stage import (
     REFERENCE,
     Start,
     check_low_rank,
-    check_start,
-    given_of,
-    judge_of,
-    run_fit,
+    run_stage,
     step_flops,
 )
 from jaxrec.backbones.low_rank import LowRank
@@ -228,32 +224,7 @@ class Align:
 
     def run(self, context: StageContext) -> FitResult:
         """Aligns, or resumes, and returns the parameters of the highest validation number."""
-        check_start(context, "Align")
-        generator, space = context.generator, context.space
-        start = Start(context, self.low_rank)
-        judge = judge_of(context, self.reward, self.model)
-        shown = judge.rewarding.of(self.measured or self.reward)
-        given = given_of(context, start, judge)
-        policy = self.policy(generator, space)
-        measurement = Measurement(context, policy, shown, given, self.validation_cases)
-        return run_fit(
-            context,
-            start,
-            given,
-            self.loss(policy, start, judge.rewarding),
-            self.feed(
-                context.histories,
-                context.split,
-                seed=context.seed,
-                host=jax.process_index(),
-                hosts=jax.process_count(),
-            ),
-            optimizer=self.optimizer,
-            options=self.fit,
-            copies=self.copies,
-            measurement=measurement,
-            judge=judge,
-        )
+        return run_stage(self, context)
 
 
 def legality(

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int32
 
 from jaxrec.alignment.align import SHORT
 from jaxrec.alignment.contexts import Context, Contexts
-from jaxrec.alignment.measure import Measurement
 from jaxrec.alignment.pair_file import PairContext, PairFile
 from jaxrec.alignment.pairs import Maker, Paired, RandomRejected
 from jaxrec.alignment.policy import Given, Norm, Policy, check_norm
@@ -23,10 +22,7 @@ from jaxrec.alignment.stage import (
     REFERENCE,
     Start,
     check_low_rank,
-    check_start,
-    given_of,
-    judge_of,
-    run_fit,
+    run_stage,
     step_flops,
 )
 from jaxrec.backbones.low_rank import LowRank
@@ -210,28 +206,4 @@ class Prefer:
 
     def run(self, context: StageContext) -> FitResult:
         """Aligns, or resumes, and returns the parameters of the highest validation number."""
-        check_start(context, "Prefer")
-        start = Start(context, self.low_rank)
-        judge = judge_of(context, self.reward, self.model)
-        shown = judge.rewarding.of(self.measured or self.reward)
-        given = given_of(context, start, judge)
-        policy = self.policy(context.generator, context.space)
-        measurement = Measurement(context, policy, shown, given, self.validation_cases)
-        return run_fit(
-            context,
-            start,
-            given,
-            self.loss(policy, start, judge.rewarding),
-            self.feed(
-                context.histories,
-                context.split,
-                seed=context.seed,
-                host=jax.process_index(),
-                hosts=jax.process_count(),
-            ),
-            optimizer=self.optimizer,
-            options=self.fit,
-            copies=self.copies,
-            measurement=measurement,
-            judge=judge,
-        )
+        return run_stage(self, context)

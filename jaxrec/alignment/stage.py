@@ -24,10 +24,10 @@ from jaxrec.files import json_hash, lock, read_json, write_json
 from jaxrec.objectives.rewards.drawn import Reward
 from jaxrec.parallel import replicated
 from jaxrec.training.book import FitResult
-from jaxrec.training.loop import FitOptions, fit
+from jaxrec.training.loop import fit
 from jaxrec.training.optimizers import AdamW
 from jaxrec.training.ranking import is_retriever
-from jaxrec.training.step import Follow, LossFunction
+from jaxrec.training.step import Follow
 from jaxrec.training.supervised import StageContext
 from jaxrec.types import PyTree, TokenSpace
 
@@ -182,23 +182,27 @@ class Start:
         return jax.eval_shape(init, jax.random.key(0))
 
 
-def run_fit(
-    context: StageContext,
-    start: Start,
-    given: Given,
-    loss: LossFunction,
-    batches: Any,
-    *,
-    optimizer: Any,
-    options: FitOptions,
-    copies: dict[str, Follow],
-    measurement: Measurement,
-    judge: Judge,
-) -> FitResult:
-    """One call of `fit` for a stage, and a measurement of the policy before and after it.
+def run_stage(stage: Any, context: StageContext) -> FitResult:
+    """Runs `Align` or `Prefer`, or resumes it: one call of `fit`, and a measurement of the policy
+    before and after it. The reward model's hash is part of what the run is.
 
-    The reward model's hash is part of what the run is.
+    Returns:
+        The result with the parameters of the highest validation number.
     """
+    check_start(context, type(stage).__name__)
+    start = Start(context, stage.low_rank)
+    judge = judge_of(context, stage.reward, stage.model)
+    shown = judge.rewarding.of(stage.measured or stage.reward)
+    given = given_of(context, start, judge)
+    policy = stage.policy(context.generator, context.space)
+    measurement = Measurement(context, policy, shown, given, stage.validation_cases)
+    batches = stage.feed(
+        context.histories,
+        context.split,
+        seed=context.seed,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
     manifest = dict(context.manifest)
     if judge.hash is not None:
         manifest["reward_model"] = judge.hash
@@ -208,13 +212,13 @@ def run_fit(
 
     measurement.keep("before", context.params)
     result = fit(
-        loss,
+        stage.loss(policy, start, judge.rewarding),
         start.init,
         start.axes(),
         batches,
         given,
-        optimizer=optimizer,
-        options=options,
+        optimizer=stage.optimizer,
+        options=stage.fit,
         mesh=context.mesh,
         folder=context.folder,
         seed=context.seed,
@@ -222,7 +226,7 @@ def run_fit(
         writers=context.writers,
         manifest=manifest,
         start=start.place,
-        copies=copies,
+        copies=stage.copies,
         watch=Watch(),
     )
     result = start.finished(result)

@@ -286,3 +286,25 @@ def test_all_weights_start_where_the_stage_before_ended():
     assert start.policy(params, GIVEN) is params
     result = FitResult(params, TrainState(np.zeros(()), params, None), 0, [], "finished", 0.0)
     assert start.finished(result) is result
+
+
+def test_the_likelihood_is_a_mean_over_what_users_are_known_to_have_done():
+    """However many groups count: here every other target is unknown, and all groups count."""
+    policy, start = PLAIN.policy(GENERATOR, SPACE), Start(context(), None)
+    target = np.where(np.arange(64) % 2, -1, np.asarray(BATCH.target)).astype(np.int32)
+    batch = BATCH._replace(target=target)
+    params = table(0)
+
+    def loss(nll):
+        stage = dataclasses.replace(PLAIN, nll=nll, reward=PrefixMatch(VALUES))
+        step = stage.loss(policy, start, Rewarding(stage.reward))
+        run = jax.jit(
+            lambda params, batch, key: step(params, GIVEN, batch, key, copies={REFERENCE: params})
+        )
+        return run(params, batch, jax.random.key(0))
+
+    (with_it, weight, metrics), (without, *_) = loss(0.2), loss(0.0)
+    known = target >= 0
+    expected = -all_log_probs(params, target[known][:, None]).sum(-1).mean()
+    assert float(metrics["nll_target"][1]) == known.sum() < float(weight)
+    close((with_it - without) / weight, 0.2 * expected, 1e-4)
